@@ -1,0 +1,259 @@
+"""The command line: one sub-command for each step. It parses, calls and prints; the work lives elsewhere.
+
+Exit codes: 0 done, 2 an error that the user can mend (one line says how), 75 stopped on request with its state saved.
+Modules that need torch, Snakemake or DVC are imported only by the commands that use them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from udaseg import __version__
+from udaseg.errors import Interrupted, UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if mirror := os.environ.get("UDASEG_MIRROR"):
+        os.environ["UDASEG_MIRROR"] = str(Path(mirror).resolve())
+    try:
+        code = args.call(args)
+        return int(code or 0)
+    except UserError as error:
+        print(f"udaseg {args.step}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Interrupted as error:
+        print(f"udaseg {args.step}: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print(f"udaseg {args.step}: stopped; run the same command again", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `udaseg ... | head`
+        sys.stderr.close()
+        return 0
+
+
+# --- steps of the pipeline ------------------------------------------------------------------------------------------
+
+
+def prepare(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.data import prepare as step
+
+    p = params.load(args.params)
+    if bool(args.dataset) == bool(args.benchmark):
+        raise UserError(
+            "name one data set (udaseg prepare camvid --size 256x192) or one benchmark (--benchmark streets)"
+        )
+    if args.benchmark:
+        params.lookup(p.benchmarks, args.benchmark, "benchmark")
+        step.prepare_benchmark(p, args.benchmark, jobs=args.jobs)
+        return
+    if not args.size:
+        raise UserError("--size is missing; say for example --size 256x128 (width x height)")
+    dataset = params.lookup(p.datasets, args.dataset, "data set")
+    size = params.Size.parse(args.size, "--size")
+    folder = step.prepare_dataset(args.dataset, dataset, size, Path("data") / f"{args.dataset}-{size}", jobs=args.jobs)
+    print(folder)
+    if args.show:
+        print(step.contact_sheet(folder, args.show))
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.engine import trainer
+
+    run = params.load(args.params).resolve(args.benchmark, "source_only", args.seed)
+    trainer.train(run, folder=run.pretrained.parent)
+
+
+def train(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.engine import trainer
+
+    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
+    trainer.train(run, folder=run.folder)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.evaluation import evaluate as step
+
+    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
+    print(step.evaluate_run(run))
+
+
+def compare(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.evaluation import compare as step
+
+    p = params.load(args.params)
+    params.lookup(p.benchmarks, args.benchmark, "benchmark")
+    print(step.compare_benchmark(p, args.benchmark))
+
+
+def select(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.evaluation import compare as step
+
+    print(step.select(params.load(args.params)))
+
+
+# --- bridges between Snakemake and DVC (docs/workflow.md) -----------------------------------------------------------
+
+
+def stage(args: argparse.Namespace) -> int:
+    from udaseg.workflow import bridges
+
+    return bridges.stage(args.rule, args.target)
+
+
+def record(args: argparse.Namespace) -> None:
+    from udaseg.workflow import bridges
+
+    bridges.record()
+
+
+def sync(args: argparse.Namespace) -> None:
+    from udaseg.workflow import bridges
+
+    bridges.sync()
+
+
+def with_gpus(args: argparse.Namespace) -> int:
+    from udaseg.workflow import lease
+
+    return lease.with_gpus(args.count, args.command)
+
+
+def import_run(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.workflow import bridges
+
+    print(bridges.import_run(params.load(args.params), Path(args.folder), reference=args.reference))
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def bench(args: argparse.Namespace) -> None:
+    from udaseg import bench as step
+    from udaseg import params
+
+    run = params.load(args.params).resolve(args.benchmark, args.method, 0)
+    print(step.bench(run, steps=args.steps))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="udaseg",
+        description="Unsupervised domain adaptation of semantic segmentation: train, score and compare methods.",
+        epilog="example: udaseg train --benchmark streets --method self_training --seed 0",
+    )
+    parser.add_argument("--version", action="version", version=f"udaseg {__version__}")
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+
+    def add(name: str, call: object, text: str, example: str) -> argparse.ArgumentParser:
+        sub = steps.add_parser(name, help=text, description=text, epilog=f"example: udaseg {name} {example}")
+        sub.set_defaults(call=call)
+        return sub
+
+    def with_params(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--params", default="params.yaml", help="parameter file (default: params.yaml)")
+        return sub
+
+    def with_run(sub: argparse.ArgumentParser, method: bool = True) -> argparse.ArgumentParser:
+        sub.add_argument("--benchmark", required=True)
+        if method:
+            sub.add_argument("--method", required=True)
+        sub.add_argument("--seed", type=int, default=0)
+        return with_params(sub)
+
+    sub = with_params(
+        add("prepare", prepare, "Turn a data set as delivered into two zips and a manifest.", "camvid --size 256x192")
+    )
+    sub.add_argument("dataset", nargs="?", help="a name from `datasets` in params.yaml")
+    sub.add_argument("--size", help="training size, as 256x192 (width x height)")
+    sub.add_argument("--benchmark", help="prepare everything that this benchmark uses into data/<benchmark>/")
+    sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    sub.add_argument(
+        "--show", type=int, default=0, metavar="N", help="write a contact sheet of N images with their labels"
+    )
+
+    with_run(
+        add(
+            "pretrain", pretrain, "Train on the source alone: the start of `init: source_only`.", "--benchmark streets"
+        ),
+        method=False,
+    )
+    with_run(
+        add(
+            "train",
+            train,
+            "Train one method. Stopped at any moment, the same command goes on.",
+            "--benchmark streets --method self_training --seed 0",
+        )
+    )
+    with_run(
+        add(
+            "evaluate",
+            evaluate,
+            "Score a trained model on the benchmark's test images.",
+            "--benchmark streets --method oracle",
+        )
+    )
+    sub = with_params(
+        add(
+            "compare",
+            compare,
+            "Mean, spread and paired gains over seeds, beside published numbers.",
+            "--benchmark streets",
+        )
+    )
+    sub.add_argument("--benchmark", required=True)
+    with_params(add("select", select, "Copy the scores of the selected method to results/selected/.", ""))
+
+    sub = add(
+        "stage",
+        stage,
+        "Run one rule for one target (what dvc.yaml calls).",
+        "evaluate results/streets/oracle/seed0/metrics.json",
+    )
+    sub.add_argument("rule")
+    sub.add_argument("target")
+    add("record", record, "After `snakemake`: let DVC record what was made.", "")
+    add("sync", sync, "After `git clone`, `dvc pull`, `dvc checkout`: let Snakemake record what is there.", "")
+    sub = add("with-gpus", with_gpus, "Hold N free GPUs of this machine while a command runs.", "1 -- python script.py")
+    sub.add_argument("count", type=int)
+    sub.add_argument("command", nargs=argparse.REMAINDER)
+    sub = with_params(
+        add(
+            "import-run",
+            import_run,
+            "Take a run made on another machine, after checking what made it.",
+            "run_folder --reference",
+        )
+    )
+    sub.add_argument("folder")
+    sub.add_argument("--reference", action="store_true", help="into results/reference/ (committed), not results/")
+
+    sub = with_run(
+        add(
+            "bench",
+            bench,
+            "Throughput and memory of data, step, both and evaluation, as JSON.",
+            "--benchmark streets --method self_training",
+        )
+    )
+    sub.add_argument("--steps", type=int, default=20)
+    return parser

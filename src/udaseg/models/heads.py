@@ -1,0 +1,118 @@
+"""Decoder heads: encoder stages in, logits at head stride out.
+
+self_training_base.md section 5.2 (DAFormer and its SegFormer ablation) and 5.4 (DeepLabV2).
+shapes: B images, c_i channels of stage i, w head width, K classes, h_i w_i map size of stage i
+
+Nothing here is named `norm`: the optimiser takes weight decay off parameters of that name, and section 4 decays the
+BatchNorm of decoders.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBN(nn.Module):
+    """Bias-free convolution that keeps the map size, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, outputs, h, w)."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+class ContextFusion(nn.Module):
+    """Depthwise-separable ASPP without image pooling (section 5.2, steps 2 and 3)."""
+
+    def __init__(self, inputs: int, width: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvBN(inputs, width, 1)])
+        for dilation in dilations:
+            depthwise = ConvBN(inputs, inputs, 3, dilation=dilation, groups=inputs)
+            self.branches.append(nn.Sequential(depthwise, ConvBN(inputs, width, 1)))
+        self.bottleneck = ConvBN(width * len(self.branches), width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, width, h, w)."""
+        return self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
+
+
+class FusionHead(nn.Module):
+    """DAFormer head: embed every stage, bring all to the finest map, fuse, classify (section 5.2).
+
+    With `dilations` empty the fusion is one 1x1 convolution: the "SegFormer" ablation of the same section.
+    The finest map of a plain ViT has stride 14 or 16; it is first enlarged to about stride 4, where the fusion of the
+    paper works.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        finest_stride: int,
+        classes: int,
+        width: int,
+        dilations: Sequence[int],
+        dropout: float,
+    ) -> None:
+        """
+        Args:
+            channels: channels c_i of the encoder stages, high to low resolution.
+            finest_stride: stride of the first of them.
+            classes: K.
+            width: embedding width w.
+            dilations: dilations of the separable 3x3 branches; empty for the 1x1 fusion.
+            dropout: probability of dropping a channel before the classifier.
+        """
+        super().__init__()
+        self.enlarge = max(1, round(finest_stride / 4))
+        self.embed = nn.ModuleList([nn.Conv2d(c, width, 1) for c in channels])  # 1x1: a linear layer per pixel
+        inputs = width * len(channels)
+        self.fuse = ContextFusion(inputs, width, dilations) if dilations else ConvBN(inputs, width, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(width, classes, 1)
+        _init_classifier(self.classify)
+
+    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Stages (B, c_i, h_i, w_i) -> logits (B, K, h, w) and the fused map (B, w, h, w) before dropout."""
+        size = [side * self.enlarge for side in stages[0].shape[-2:]]
+        # Embedding first, resizing second: the two commute (both are linear) and this order is the cheaper one.
+        maps = [_resize(embed(stage), size) for embed, stage in zip(self.embed, stages, strict=True)]
+        fused = self.fuse(torch.cat(maps, dim=1))
+        return self.classify(self.dropout(fused)), fused
+
+
+class DeepLabV2Head(nn.Module):
+    """Sum of parallel dilated 3x3 convolutions on the last stage; no BatchNorm, ReLU or dropout (section 5.4)."""
+
+    def __init__(self, inputs: int, classes: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(inputs, classes, 3, padding=d, dilation=d) for d in dilations])
+        for branch in self.branches:
+            _init_classifier(branch)
+
+    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, None]:
+        """Stages -> logits (B, K, h, w) at the stride of the last one; there is no decoder map."""
+        logits = self.branches[0](stages[-1])
+        for branch in self.branches[1:]:
+            logits = logits + branch(stages[-1])
+        return logits, None
+
+
+def _init_classifier(conv: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if list(x.shape[-2:]) == list(size):
+        return x
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,145 @@
+"""The segmentation network: student and teacher are both one of these.
+
+self_training_base.md sections 3 (loss reduction) and 5 (networks).
+shapes: B images, K classes, H W image size, h w map size at head stride
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from udaseg.errors import UserError
+from udaseg.losses.segmentation import cross_entropy
+from udaseg.models.backbones import Encoder
+from udaseg.models.heads import DeepLabV2Head, FusionHead
+from udaseg.models.spec import ModelSpec
+
+HEADS = ("deeplabv2", "daformer", "segformer")
+
+
+@dataclass
+class Output:
+    """What one pass of a segmenter returns.
+
+    Attributes:
+        logits: (B, K, h, w) at head stride, not upsampled.
+        stages: encoder feature maps (B, c_i, h_i, w_i), high to low resolution.
+        decoder: fused decoder map (B, width, h, w) before the classifier; None for deeplabv2.
+        detail: detail branch of multi-resolution networks; None for all others.
+    """
+
+    logits: Tensor
+    stages: list[Tensor]
+    decoder: Tensor | None
+    detail: Any = None
+
+
+class Segmenter(nn.Module):
+    """A timm encoder, a decoder head and the normalisation that belongs to the weights.
+
+    Attributes:
+        stage_channels, stage_strides: channels and nominal stride of `Output.stages`.
+        decoder_channels: channels of `Output.decoder`; None for deeplabv2.
+        mean, std: (3, 1, 1), for 0..1 RGB; not part of the state.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, classes: int) -> None:
+        """Builds the network with random weights.
+
+        Args:
+            spec: the model block of params.yaml.
+            classes: K.
+
+        Raises:
+            UserError: unknown backbone, backbone arguments, head or batch_norm.
+        """
+        super().__init__()
+        _check(spec)
+        self.encoder = Encoder(spec.backbone, spec.backbone_args)
+        self.stage_channels = self.encoder.channels
+        self.stage_strides = self.encoder.strides
+        self.head: FusionHead | DeepLabV2Head
+        self.decoder_channels: int | None
+        if spec.head == "deeplabv2":
+            self.head = DeepLabV2Head(self.stage_channels[-1], classes, spec.dilations)
+            self.decoder_channels = None
+        else:
+            dilations = spec.dilations if spec.head == "daformer" else ()
+            self.head = FusionHead(
+                self.stage_channels, self.stage_strides[0], classes, spec.width, dilations, spec.dropout
+            )
+            self.decoder_channels = spec.width
+        self.freeze_statistics = spec.batch_norm == "eval"
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but with `batch_norm: eval` the encoder's BatchNorm keeps its running statistics.
+
+        Its scale and shift are still trained. Weights whose statistics do not fit small batches need this.
+        """
+        super().train(mode)
+        if mode and self.freeze_statistics:
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalises RGB images (B, 3, H, W), uint8 in 0..255 or floating point in 0..1."""
+        unit = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return (unit - self.mean) / self.std
+
+    def forward(self, images: Tensor, *, domain: str = "source", boxes: Tensor | None = None) -> Output:
+        """One pass.
+
+        Args:
+            images: (B, 3, H, W), normalised; any size. Encoders that demand a multiple of some number resize inside
+                (`Encoder.multiple`); maps then cover the whole image all the same.
+            domain: `source` or `target`; this network treats both alike.
+            boxes: detail boxes of multi-resolution networks; this network has no detail branch.
+        """
+        stages = self.encoder(images)
+        logits, decoder = self.head(stages)
+        return Output(logits=logits, stages=stages, decoder=decoder)
+
+    def loss(self, output: Output, label: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Cross-entropy at label size, mean over all pixels, ignored ones included (section 3, oracle O8).
+
+        Args:
+            output: of this network.
+            label: (B, H, W), 255 = ignore.
+            weight: (B, H, W) or None.
+        """
+        return cross_entropy(_upsample(output.logits, (label.shape[-2], label.shape[-1])), label, weight)
+
+    def predict(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, H, W) of normalised images, upsampled bilinearly to `size` = (H, W)."""
+        return _upsample(self(images).logits, size)
+
+
+def build_model(spec: ModelSpec, classes: int) -> Segmenter:
+    """A segmenter with random weights; `load_encoder_weights` gives it pretrained ones."""
+    return Segmenter(spec, classes)
+
+
+def _check(spec: ModelSpec) -> None:
+    if spec.head not in HEADS:
+        raise UserError(f"model.head: found {spec.head!r}, expected one of {', '.join(HEADS)}")
+    if spec.head != "segformer" and not spec.dilations:
+        raise UserError(f"model.dilations: found none, expected at least one for head {spec.head}, e.g. [6, 12]")
+    if spec.batch_norm not in ("train", "eval"):
+        raise UserError(f"model.batch_norm: found {spec.batch_norm!r}, expected train or eval")
+
+
+def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, half-pixel centres, in fp32 at least: under autocast logits arrive in bf16."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(wide, size=size, mode="bilinear", align_corners=False)

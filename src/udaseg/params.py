@@ -1,0 +1,581 @@
+"""params.yaml as typed, frozen blocks, and one run (benchmark, method, seed) resolved from them.
+
+Everything is checked before anything runs: an unknown key is answered with the nearest known one, a wrong type with what
+was found and expected. This module imports no torch, so that every pipeline step can afford it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from udaseg.data.labels import ClassSpace, class_space
+from udaseg.errors import UserError
+
+Start = Literal["imagenet", "source_only", "none"]
+NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
+LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in pixels, written `256x128` in params.yaml."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Size:
+        match = re.fullmatch(r"(\d+)x(\d+)", text) if isinstance(text, str) else None
+        if not match or "0" in match.groups():
+            raise UserError(f"{where}: found {text!r}, expected a size like 512x256 (width x height in pixels)")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class RunBlock:
+    benchmarks: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    protocol: Literal["matched", "native"]
+    threads: int
+    workers: int
+    gpus_per_run: int
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Select:
+    benchmark: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set as delivered. Which keys a format uses: docs/data.md."""
+
+    format: Literal[
+        "streets",
+        "camvid",
+        "gta5",
+        "synthia",
+        "cityscapes",
+        "dark_zurich",
+        "acdc",
+        "nighttime_driving",
+        "bdd100k_night",
+        "folder",
+    ]
+    root: str | None = None
+    exclude: tuple[str, ...] = ()
+    look: Literal["game", "photo"] | None = None  # streets
+    seed: int = 0  # streets
+    count: dict[str, int] = field(default_factory=dict)  # streets: scenes per split
+    images: str | None = None  # folder: where the images are below root; `{split}` stands for the split
+    labels: str | None = None  # folder: the same for labels, matched by stem; null: unlabelled
+    classes: str | tuple[str, ...] = "cityscapes19"  # folder: what the label values mean after `ids`
+    ids: dict[int, str] = field(default_factory=dict)  # folder: value in a label file -> class name; all others: error
+
+
+@dataclass(frozen=True)
+class Sizes:
+    source: Size
+    target: Size
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: str
+    backbone_args: dict[str, Any]
+    head: Literal["deeplabv2", "daformer", "segformer"]
+    width: int
+    dilations: tuple[int, ...]
+    dropout: float
+    weights: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    batch_norm: Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: Literal["adamw", "sgd"]
+    lr: float
+    head_factor: float
+    weight_decay: float
+    momentum: float
+    no_decay: bool  # normalisation and position parameters of the encoder without weight decay
+
+
+@dataclass(frozen=True)
+class Schedule:
+    warmup: float  # fraction of the run
+    power: float
+
+
+@dataclass(frozen=True)
+class RareClass:
+    pixels: int  # a file qualifies for a class with more than this many pixels in its full-size label
+    crop_pixels: int  # a crop is redrawn until it holds more than this many pixels of the class
+
+
+@dataclass(frozen=True)
+class Border:
+    """Rows without pseudo-labels, as fractions of the crop's height (rectification border and bonnet)."""
+
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+    batch: int
+    crop: Size
+    accumulate: int
+    precision: Literal["fp32", "bf16"]
+    optimizer: Optimizer
+    schedule: Schedule
+    rare_class: RareClass
+    border: Border
+    save_every: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Test:
+    mode: Literal["whole", "slide"]
+    window: Size | None
+    stride: Size | None
+    flip: bool
+    scales: tuple[float, ...]
+    teacher: bool  # score the teacher too, where the method has one
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    source: str
+    target: str
+    evaluate: tuple[str, ...]
+    size: Sizes
+    classes: str | tuple[str, ...]
+    init: dict[str, Start]
+    model: Model
+    train: Train
+    test: Test
+
+
+@dataclass(frozen=True)
+class Jitter:
+    p: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class Blur:
+    p: float
+    sigma: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """source_only and oracle: cross-entropy on one labelled domain."""
+
+    variant: Literal["paper", "released"]
+    terms: tuple[str, ...]
+    init: Start
+    photometric: bool
+    crop_max_ratio: float
+    native: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """The self-training step (DACS, DAFormer), alone or with contrastive terms."""
+
+    variant: Literal["paper", "released"]
+    terms: tuple[str, ...]
+    init: Start
+    teacher_horizon: float
+    threshold: float
+    source_view: Literal["weak", "strong"]
+    crop_max_ratio: float
+    rare_class_temperature: float | None
+    feature_distance: float
+    feature_distance_ratio: float
+    jitter: Jitter
+    blur: Blur
+    native: dict[str, Any]
+
+
+Recipe = Supervised | SelfTraining
+
+# The part of a method's name before the first "-" names its file in methods/ and the block it is checked against.
+KINDS: dict[str, type] = {"source_only": Supervised, "oracle": Supervised, "self_training": SelfTraining}
+TERMS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Params:
+    run: RunBlock
+    select: Select
+    datasets: dict[str, Dataset]
+    benchmarks: dict[str, Benchmark]
+    methods: dict[str, Recipe]
+    raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read, for hashes
+
+    def resolve(self, benchmark: str, method: str, seed: int) -> Run:
+        """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
+        lookup(self.benchmarks, benchmark, "benchmark")
+        lookup(self.methods, method, "method")
+        run = Run(self, benchmark, method, seed)
+        if run.init == "imagenet" and run.benchmark.model.weights == "none":
+            raise UserError(
+                f"params.yaml: {method} on {benchmark} starts from ImageNet weights, but benchmarks.{benchmark}.model.weights is "
+                f"none; name the weights, or say `init: {{default: none}}` in the benchmark"
+            )
+        return run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run with everything that decides its result."""
+
+    params: Params
+    benchmark_name: str
+    method_name: str
+    seed: int
+
+    @property
+    def benchmark(self) -> Benchmark:
+        return self.params.benchmarks[self.benchmark_name]
+
+    @property
+    def method(self) -> Recipe:
+        return self.params.methods[self.method_name]
+
+    @property
+    def kind(self) -> str:
+        """The method's file: `self_training` of `self_training-dacs`."""
+        return self.method_name.split("-")[0]
+
+    @cached_property
+    def classes(self) -> ClassSpace:
+        return class_space(self.benchmark.classes)
+
+    @cached_property
+    def train(self) -> Train:
+        """The benchmark's training block; under `protocol: native` with the method's own values over it."""
+        block = dict(self.params.raw["benchmarks"][self.benchmark_name]["train"])
+        where = f"benchmarks.{self.benchmark_name}.train"
+        if self.params.run.protocol == "native" and self.method.native:
+            block |= self.method.native
+            where = f"methods.{self.method_name}.native"
+        return typing.cast(Train, build(Train, block, where))
+
+    @property
+    def init(self) -> Start:
+        """Where the run starts. Under `matched` the benchmark may set it for all methods alike."""
+        if self.params.run.protocol == "matched":
+            given = self.benchmark.init
+            return given.get(self.method_name, given.get("default", self.method.init))
+        return self.method.init
+
+    @property
+    def folder(self) -> Path:
+        return Path("results") / self.benchmark_name / self.method_name / f"seed{self.seed}"
+
+    @property
+    def pretrained(self) -> Path:
+        """The source-only model of this benchmark and seed: what `init: source_only` starts from."""
+        return Path("results") / self.benchmark_name / "pretrained" / f"seed{self.seed}" / "model.safetensors"
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain data. Names are left out, so identical recipes are equal."""
+        raw = self.params.raw
+        bench = {
+            k: v
+            for k, v in raw["benchmarks"][self.benchmark_name].items()
+            if k not in ("train", "test", "init", "evaluate")
+        }
+        used = {use.dataset: raw["datasets"][use.dataset] for use in uses(self.benchmark)[:2]}
+        method = {k: v for k, v in raw["methods"][self.method_name].items() if k not in ("native", "init")}
+        train = dataclasses.asdict(self.train)
+        for key in ("save_every", "log_every"):  # how often to look does not change the result
+            train.pop(key)
+        return {
+            "kind": self.kind,
+            "benchmark": bench,
+            "datasets": {name: {k: v for k, v in block.items() if k != "root"} for name, block in used.items()},
+            "method": method,
+            "train": train,
+            "init": self.init,
+            "seed": self.seed,
+            "threads": self.params.run.threads,
+            "pretraining": None
+            if self.init != "source_only"
+            else self.params.resolve(self.benchmark_name, "source_only", self.seed).resolved,
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        text = json.dumps(self.resolved, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One split of one prepared data set, as a benchmark uses it."""
+
+    role: Literal["source", "target", "evaluate"]
+    dataset: str
+    split: str
+    size: Size
+
+    @property
+    def prepared(self) -> str:
+        """Folder name of the prepared data set below data/<benchmark>/."""
+        return f"{self.dataset}-{self.size}"
+
+
+def uses(benchmark: Benchmark) -> list[Use]:
+    """Source, target and every evaluation split, in this order. Evaluation images have the target's size."""
+    out = []
+    for role, text in [
+        ("source", benchmark.source),
+        ("target", benchmark.target),
+        *(("evaluate", e) for e in benchmark.evaluate),
+    ]:
+        dataset, _, split = text.partition("/")
+        size = benchmark.size.source if role == "source" else benchmark.size.target
+        out.append(Use(typing.cast(Any, role), dataset, split, size))
+    return out
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        UserError: no such file, not YAML, unknown or missing key, wrong type, a name that is not defined.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; run this at the top of a udaseg checkout or pass --params FILE"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return check(raw)
+
+
+def check(raw: Any) -> Params:
+    """Turn the parsed YAML into Params (see `load`)."""
+    if not isinstance(raw, dict):
+        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-1])}")
+    top = {key: raw[key] for key in raw if key != "methods"}
+    hints = typing.get_type_hints(Params)
+    known = [name for name in hints if name != "raw"]
+    reject_unknown(raw, known, "params.yaml")
+    for name in known:
+        if name not in raw:
+            raise UserError(f"params.yaml: key `{name}` is missing; expected {', '.join(known)}")
+    values = {name: convert(hints[name], top[name], name) for name in known if name != "methods"}
+    if not isinstance(raw["methods"], dict):
+        raise UserError(f"params.yaml: methods: found {raw['methods']!r}, expected a block for each method")
+    values["methods"] = {name: method_block(name, block) for name, block in raw["methods"].items()}
+    params = Params(**values, raw=raw)
+    check_names(params)
+    return params
+
+
+def method_block(name: str, block: Any) -> Recipe:
+    kind = str(name).split("-")[0]
+    if not NAME.fullmatch(str(name)):
+        raise UserError(
+            f"params.yaml: methods: {name!r} is no method name; use small letters, digits, _ and - as in sepico-off"
+        )
+    if kind not in KINDS:
+        raise UserError(f"params.yaml: methods.{name}: unknown method {kind!r}{nearest(kind, KINDS)}")
+    recipe = typing.cast(Recipe, build(KINDS[kind], block, f"methods.{name}"))
+    for term in recipe.terms:
+        if term not in TERMS:
+            raise UserError(f"params.yaml: methods.{name}.terms: unknown term {term!r}{nearest(term, TERMS)}")
+    return recipe
+
+
+def check_names(params: Params) -> None:
+    """Every name that one block uses is defined in another."""
+    for name in params.run.benchmarks:
+        lookup(params.benchmarks, name, "benchmark", "run.benchmarks")
+    for name in params.run.methods:
+        lookup(params.methods, name, "method", "run.methods")
+    lookup(params.methods, "source_only", "method", "methods")
+    lookup(params.benchmarks, params.select.benchmark, "benchmark", "select.benchmark")
+    lookup(params.methods, params.select.method, "method", "select.method")
+    for group in ("benchmarks", "methods", "seeds"):
+        values = getattr(params.run, group)
+        if len(set(values)) != len(values) or not values:
+            raise UserError(
+                f"params.yaml: run.{group}: found {list(values)}, expected at least one entry and none twice"
+            )
+    for name, benchmark in params.benchmarks.items():
+        where = f"benchmarks.{name}"
+        class_space(benchmark.classes, where)
+        for use in uses(benchmark):
+            lookup(params.datasets, use.dataset, "data set", f"{where}.{use.role}")
+            if not use.split:
+                raise UserError(
+                    f"params.yaml: {where}.{use.role}: found {use.dataset!r}, expected dataset/split as in camvid/test"
+                )
+        for method in benchmark.init:
+            if method != "default":
+                lookup(params.methods, method, "method", f"{where}.init")
+        if benchmark.init.get("source_only", benchmark.init.get("default")) == "source_only":
+            raise UserError(
+                f"params.yaml: {where}.init: source_only cannot start from itself; say imagenet or none for it"
+            )
+        if benchmark.test.mode == "slide" and not (benchmark.test.window and benchmark.test.stride):
+            raise UserError(
+                f"params.yaml: {where}.test: mode slide needs window and stride, as in window: 1024x1024, stride: 512x512"
+            )
+        train = benchmark.train
+        if (
+            min(train.steps, train.batch, train.accumulate, train.save_every, train.log_every) < 1
+            or train.batch % train.accumulate
+        ):
+            raise UserError(
+                f"params.yaml: {where}.train: steps, batch, accumulate, save_every, log_every must be at least 1 "
+                f"and batch a multiple of accumulate"
+            )
+    if params.methods["source_only"].init == "source_only":
+        raise UserError(
+            "params.yaml: methods.source_only.init: source_only cannot start from itself; say imagenet or none"
+        )
+    if min(params.run.threads, 1 + params.run.workers, 1 + params.run.gpus_per_run) < 1:
+        raise UserError("params.yaml: run: threads must be at least 1, workers and gpus_per_run at least 0")
+
+
+# --- checking plain data against dataclasses ------------------------------------------------------------------------
+
+
+def keys_of(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def lookup(table: typing.Mapping[str, Any], name: str, what: str, where: str = "") -> Any:
+    if name not in table:
+        prefix = f"params.yaml: {where}: " if where else ""
+        raise UserError(f"{prefix}unknown {what} {name!r}{nearest(name, table)}")
+    return table[name]
+
+
+def reject_unknown(block: typing.Mapping[Any, Any], known: list[str], where: str) -> None:
+    for key in block:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+
+
+def build(cls: type, block: Any, where: str) -> Any:
+    """An instance of dataclass `cls` from a mapping; `where` is the path shown in errors."""
+    if not isinstance(block, dict):
+        raise UserError(f"params.yaml: {where}: found {block!r}, expected a block with keys {', '.join(keys_of(cls))}")
+    hints = typing.get_type_hints(cls)
+    reject_unknown(block, list(hints), f"params.yaml: {where}")
+    values = {}
+    for f in dataclasses.fields(cls):
+        if f.name in block:
+            values[f.name] = convert(hints[f.name], block[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"params.yaml: {where}: key `{f.name}` is missing")
+    return cls(**values)
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that the annotation says, or a UserError that names found and expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = UserError(f"params.yaml: {where}: found {value!r}, expected {describe(hint)}")
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return convert(option, value, where)
+            except UserError as error:
+                wrong = error if len(args) == 2 else wrong
+        raise wrong
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise UserError(
+                f"params.yaml: {where}: found {value!r}, expected {describe(hint)}{nearest(str(value), args)}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise wrong
+        if args[-1] is Ellipsis:
+            return tuple(convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise wrong
+        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {convert(args[0], k, where): convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is Size:
+        return Size.parse(value, f"params.yaml: {where}")
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise wrong
+    if hint is float and not abs(value) < float("inf"):
+        raise wrong
+    return value
+
+
+def describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(str(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else describe(a) for a in args)
+    if origin is tuple:
+        inner = describe(args[0])
+        return f"a list of {inner}" if args[-1] is Ellipsis else f"a list of {len(args)} x {inner}"
+    if origin is dict:
+        return f"a block {describe(args[0])}: {describe(args[1])}"
+    names = {
+        Any: "any value",
+        int: "an integer",
+        float: "a number (with a point: 1.0e-5)",
+        str: "text",
+        bool: "true or false",
+        Size: "a size like 512x256",
+    }
+    return names.get(hint) or f"a block with keys {', '.join(keys_of(hint))}"
