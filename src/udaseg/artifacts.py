@@ -17,8 +17,10 @@ from udaseg.errors import UserError
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place on success; on failure nothing is left.
+
+    `sync=False` does not wait for the disk: for many small files whose content is verified when read.
 
     Raises:
         UserError: disk full, read-only folder.
@@ -28,8 +30,9 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        if sync:
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -71,6 +74,9 @@ def file_hash(path: Path) -> str:
     """sha256 of a file's bytes."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+TRAINING_CODE = ("data", "models", "losses", "methods", "engine")  # the package folders that decide a training run
 
 
 def code_hash(*parts: str) -> str:

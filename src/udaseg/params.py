@@ -296,6 +296,13 @@ class Run:
         return self.method.init
 
     @property
+    def from_imagenet(self) -> bool:
+        """Whether the student's weights descend from ImageNet weights, directly or through pretraining on the source."""
+        if self.init == "source_only":
+            return self.params.resolve(self.benchmark_name, "source_only", self.seed).from_imagenet
+        return self.init == "imagenet"
+
+    @property
     def folder(self) -> Path:
         return Path("results") / self.benchmark_name / self.method_name / f"seed{self.seed}"
 
@@ -454,6 +461,17 @@ def check_names(params: Params) -> None:
         if benchmark.test.mode == "slide" and not (benchmark.test.window and benchmark.test.stride):
             raise UserError(
                 f"params.yaml: {where}.test: mode slide needs window and stride, as in window: 1024x1024, stride: 512x512"
+            )
+        window, stride = benchmark.test.window, benchmark.test.stride
+        if window and stride and (stride.width > window.width or stride.height > window.height):
+            raise UserError(
+                f"params.yaml: {where}.test: found stride {stride} beyond window {window}, which leaves gaps; "
+                f"expected a stride of at most the window"
+            )
+        if not benchmark.test.scales or min(benchmark.test.scales) <= 0:
+            raise UserError(
+                f"params.yaml: {where}.test.scales: found {list(benchmark.test.scales)}, expected factors above 0; "
+                f"[1.0] is the image as it is"
             )
         train = benchmark.train
         if (

@@ -82,7 +82,9 @@ class ClassSpace:
             UserError: no class of the file exists here (two unrelated class lists).
         """
         table = np.full(256, IGNORE, np.uint8)
-        where = {member: k for k, group in enumerate(self.members) for member in group}
+        # own names too: a folder of images may use the classes of this space
+        where = {name: k for k, name in enumerate(self.names)}
+        where |= {member: k for k, group in enumerate(self.members) for member in group}
         for value, name in enumerate(file_classes):
             table[value] = where.get(name, IGNORE)
         if (table[: len(file_classes)] == IGNORE).all():

@@ -1,7 +1,9 @@
-"""Losses on segmentation logits.
+"""Losses that every method shares. Sources: docs/methods/self_training.md, section numbers there.
 
-shapes: B images, K classes, H W image size, N = B*H*W pixels
+B images, K classes, H W label size, h w feature size, C channels.
 """
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +12,47 @@ from torch import Tensor
 IGNORE = 255
 
 
+def fp32(tensor: Tensor) -> Tensor:
+    """At least single precision: exponentials and norms of bf16 maps are computed here; float64 stays as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Pixel-wise cross-entropy, averaged over ALL pixels: ignored ones count with value 0 (oracle O8).
+    """Cross-entropy of (B, K, H, W) logits and (B, H, W) labels, averaged over ALL pixels, ignored ones included.
 
-    `reduction="mean"` of torch would divide by the valid pixels only, which is another loss.
-
-    Args:
-        logits: (B, K, H, W); computed in fp32 at least.
-        label: (B, H, W) int64, 255 = ignore.
-        weight: (B, H, W) or None (all ones).
-
-    Returns:
-        A scalar; 0 with a graph where every pixel is ignored.
+    Ignored pixels (255) give 0 but stay in the denominator, as in the DAFormer family; `reduction="mean"` with
+    `ignore_index` divides by the valid pixels only and is another loss (oracle O8). `weight` (B, H, W) multiplies each pixel.
+    All pixels ignored: a finite zero that keeps the graph. The 2-D form of the loss is not deterministic on CUDA, hence N x K.
     """
-    logits_NK = logits.permute(0, 2, 3, 1).flatten(0, 2)
-    logits_NK = logits_NK.to(torch.promote_types(logits.dtype, torch.float32))
-    loss_N = F.cross_entropy(logits_NK, label.flatten(), ignore_index=IGNORE, reduction="none")
-    if weight is not None:
-        loss_N = loss_N * weight.flatten()
-    return loss_N.mean()
+    flat = fp32(logits).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    target = label.reshape(-1).long()
+    if weight is None:
+        return F.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum") / target.numel()
+    per_pixel = F.cross_entropy(flat, target, ignore_index=IGNORE, reduction="none")
+    return (per_pixel * weight.reshape(-1)).mean()
+
+
+def cell_labels(label: Tensor, size: tuple[int, int], classes: int, ratio: float) -> Tensor:
+    """The class of each feature cell: (B, H, W) labels to (B, h, w), `size` = (h, w).
+
+    A cell takes its most frequent class, ignore counted as a class of its own; it becomes 255 when that share is below
+    `ratio` or the class is ignore (share exactly `ratio` is kept). Oracle O9.
+    """
+    index = torch.where(label == IGNORE, classes, label).long()
+    shares = F.adaptive_avg_pool2d(F.one_hot(index, classes + 1).permute(0, 3, 1, 2).float(), size)
+    share, winner = shares.max(dim=1)
+    # shares are sums of equal fractions: a share that is exactly `ratio` may come out one rounding step lower
+    pure = (share >= ratio - 1e-6) & (winner != classes)
+    return torch.where(pure, winner, IGNORE)
+
+
+def feature_distance(student: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """Mean distance of (B, C, h, w) features over the cells where `mask` (B, h, w) is true; no cell: zero with graph.
+
+    DAFormer eq. (12): the Euclidean norm over channels to the frozen ImageNet features. Oracle O10.
+    """
+    difference = fp32(student) - fp32(reference)
+    # where(): the gradient of sqrt at 0 is infinite, and masked cells must not bring it in
+    squared = difference.square().sum(dim=1)
+    distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+    return (distance * mask).sum() / mask.sum().clamp(min=1)

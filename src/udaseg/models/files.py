@@ -1,7 +1,6 @@
 """Model files: safetensors with a text header, written whole or not at all, equal bytes for equal weights."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,23 +8,24 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from udaseg.artifacts import writing
 from udaseg.errors import UserError
 
 
-def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Writes the state of a model.
+def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes named tensors: the state of one network, or of several under prefixes.
 
     Equal weights and metadata give equal bytes: no time stamp, and metadata in sorted order.
 
     Args:
         path: the file; its folder is created.
-        model: what to save; all of `state_dict()`.
+        state: tensors by name.
         metadata: strings for the header.
     """
     path = Path(path)
     # Copies, because the format refuses tensors that share storage.
-    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
-    blob = memoryview(safetensors.torch.save(state, metadata=dict(metadata)))
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    blob = memoryview(safetensors.torch.save(copies, metadata=dict(metadata)))
     # The library writes the metadata in a random order, so that the header is written here.
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(bytes(blob[8 : 8 + length]))
@@ -33,18 +33,10 @@ def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) 
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **tensors}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants tensor data aligned to 8 bytes
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
-            file.write(blob[8 + length :])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(blob[8 + length :])
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

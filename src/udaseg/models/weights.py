@@ -33,6 +33,11 @@ POOLED_HEADS = frozenset(
     {"classifier", "conv_head", "bn2", "norm_head", "fc", "fc_norm", "head", "norm", "decode_head", "auxiliary_head"}
 )
 
+# Batch counters are no weights (several published files lack them); older Swin files carry tables and masks that the
+# network now computes when it is built.
+COUNTERS = "num_batches_tracked"
+COMPUTED = (COUNTERS, "relative_position_index", "attn_mask")
+
 # Official MiT name -> timm's features_only name of pvt_v2; {0} is the stage counted from 1, {1} the stage from 0.
 MIT_RULES = (
     (re.compile(r"patch_embed1\.(?P<tail>(?:proj|norm)\..*)"), "patch_embed.{tail}"),
@@ -75,11 +80,8 @@ def load_encoder_weights(model: Segmenter, spec: ModelSpec, init: str) -> dict[s
     state = _to_encoder_names(_read(path), encoder_state)
     unexpected = [name for name in state if name not in encoder_state]
     missing = [name for name in encoder_state if name not in state]
-    # Batch counters are no weights; several published files lack them.
-    counters = {name: encoder_state[name] for name in missing if name.endswith("num_batches_tracked")}
-    used = {
-        name: value for name, value in state.items() if name.split(".")[0] not in POOLED_HEADS or name in encoder_state
-    }
+    counters = {name: encoder_state[name] for name in missing if name.endswith(COUNTERS)}
+    used = {name: value for name, value in state.items() if name in encoder_state or not _may_be_left_over(name)}
     check_state(encoder_state, {**used, **counters}, path)
     model.encoder.body.load_state_dict({**used, **counters})
 
@@ -159,6 +161,10 @@ def _timm_name(name: str, encoder_state: Mapping[str, Tensor]) -> str:
     return next((candidate for candidate in candidates if candidate in encoder_state), name)
 
 
+def _may_be_left_over(name: str) -> bool:
+    return name.split(".")[0] in POOLED_HEADS or name.endswith(COMPUTED)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_model_file(path)[0]
@@ -203,6 +209,6 @@ def _sha256(path: Path) -> str:
 
 def _summary(names: list[str]) -> str:
     """All names but batch counters, of which a ResNet has a hundred."""
-    weights = [name for name in names if not name.endswith("num_batches_tracked")]
+    weights = [name for name in names if not name.endswith(COUNTERS)]
     counters = [f"{len(names) - len(weights)} batch counters"] if len(weights) < len(names) else []
     return ", ".join([*weights, *counters]) or "nothing"

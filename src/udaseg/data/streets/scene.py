@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Material(IntEnum):
-    """How the surface of a polygon is shaded; the order indexes the tables of `streets_shading`."""
+    """How the surface of a polygon is shaded; the order indexes the tables of `shading`."""
 
     FLAT = 0
     SKY = 1
@@ -115,7 +115,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 @dataclass
 class Eye:
-    """The camera: position (m), angles (rad; pitch positive looks down) and focal length in image widths of a 2:1 image."""
+    """The camera: position (m), angles (rad, positive pitch looks down), focal length in widths of a 2:1 image."""
 
     x: float
     y: float
@@ -145,6 +145,7 @@ class Scene:
     sky: tuple[Colour, Colour]  # at the horizon, overhead
     clouds: float  # 0 clear .. 1 covered
     bonnet: float  # height of the ego vehicle's bonnet as a share of the image height, 0 for none
+    long_shadows: bool  # shadows along the sun's rays; otherwise a dark patch below each thing
     ground: list[Polygon] = field(default_factory=list)
     things: list[tuple[float, list[Polygon]]] = field(default_factory=list)
     shadows: list[list[tuple[float, float]]] = field(default_factory=list)  # (x, z) polygons on the ground
@@ -158,7 +159,10 @@ class Scene:
 
     def cast(self, footprint: Sequence[tuple[float, float]], low: float, high: float) -> None:
         """Adds the ground shadow of a prism over `footprint` (x, z points, m) that reaches from `low` to `high` (m)."""
-        if self.sun.strength <= 0:
+        if not self.long_shadows:
+            if low == 0.0:
+                cx, cz = sum(x for x, _ in footprint) / len(footprint), sum(z for _, z in footprint) / len(footprint)
+                self.shadows.append([(x + (x - cx) * 0.15, z + (z - cz) * 0.08) for x, z in footprint])
             return
         dx, dz = -self.sun.x / self.sun.y, -self.sun.z / self.sun.y
         base = [(x + dx * low, z + dz * low) for x, z in footprint]

@@ -5,7 +5,8 @@ Every function adds one thing at the ground point (x, z) in metres, heading alon
 
 from __future__ import annotations
 
-from udaseg.data.streets_scene import (
+from udaseg.data.streets.looks import Palette
+from udaseg.data.streets.scene import (
     BICYCLE,
     BUS,
     CAR,
@@ -26,7 +27,6 @@ from udaseg.data.streets_scene import (
     limb,
     shade,
 )
-from udaseg.data.streets_looks import Palette
 
 TYRE: Colour = (0.07, 0.07, 0.08)
 RIM: Colour = (0.55, 0.56, 0.58)
@@ -45,9 +45,11 @@ def _wheels(part: Part, frame: Frame, label: int, places: tuple[float, ...], rad
         return
     right = half + 0.02 if side > 0 else -half - 0.02
     for place in places:
+        arch = [(f, max(u, 0.0)) for f, u in disc(place, radius, radius * 1.22)]
+        part.add(frame.plate(arch, right * 0.99), label, (0.04, 0.04, 0.05))
         part.add(frame.plate(disc(place, radius, radius), right), label, TYRE)
         if part.distance < DETAIL_DISTANCE:
-            part.add(frame.plate(disc(place, radius, radius * 0.55, 8), right), label, RIM)
+            part.add(frame.plate(disc(place, radius, radius * 0.6, 8), right), label, RIM)
 
 
 def _ends(part: Part, faces: dict[str, list[Point]], label: int, low: float, high: float) -> None:
@@ -58,7 +60,7 @@ def _ends(part: Part, faces: dict[str, list[Point]], label: int, low: float, hig
         if name in faces:
             part.add(inset(faces[name], 0.04, 0.22, low, high), label, lamp)
             part.add(inset(faces[name], 0.78, 0.96, low, high), label, lamp)
-            part.add(inset(faces[name], 0.36, 0.64, low - 0.3, low - 0.1), label, PLATE)
+            part.add(inset(faces[name], 0.38, 0.62, max(0.02, low - 0.3), max(0.08, low - 0.1)), label, PLATE)
     if "front" in faces:
         part.add(inset(faces["front"], 0.28, 0.72, low, high), label, (0.1, 0.1, 0.11))
 
@@ -87,15 +89,30 @@ def car(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: flo
     frame, half, end = Frame(x, z, yaw), width / 2, length / 2
     part = scene.thing(x, z)
     _skirt(part, frame, CAR, (-end, end), 0.32, half)
-    body = Box((-end, end), (0.26, belt), (-half, half), (0.12, 0.28, 0.05)).faces(frame, scene)
-    for quad in body.values():
+    middle = 0.3 + 0.55 * (belt - 0.3)
+    # the sides bulge: they lean out up to the middle and in above it, so that light breaks there
+    lower = Box((-end + 0.1, end - 0.1), (0.24, middle), (-half + 0.07, half - 0.07), (-0.1, -0.1, -0.07)).faces(
+        frame, scene
+    )
+    upper = Box((-end, end), (middle, belt), (-half, half), (0.1, 0.32, 0.08)).faces(frame, scene)
+    for name, quad in lower.items():
+        if name != "top":
+            part.add(quad, CAR, colour)
+            part.add(
+                inset(quad, 0.0, 1.0, 0.0, 0.3), CAR, shade(colour, 0.55) if slope_front > 0.75 else (0.12, 0.12, 0.13)
+            )
+    for name, quad in upper.items():
         part.add(quad, CAR, colour)
-    for side in ("left", "right"):
-        if side in body:
-            part.add(inset(body[side], 0.0, 1.0, 0.0, 0.22), CAR, shade(colour, 0.7))
+        if name in ("left", "right") and part.distance < DETAIL_DISTANCE:
+            for seam in (0.3, 0.52, 0.72):
+                part.add(inset(quad, seam, seam + 0.006, 0.0, 1.0), CAR, shade(colour, 0.6))
+            part.add(inset(quad, 0.46, 0.5, 0.6, 0.72), CAR, shade(colour, 0.4))
     _wheels(part, frame, CAR, (-0.31 * length, 0.32 * length), 0.33, half)
     cabin_box = Box(
-        (rear * length, front * length), (belt - 0.02, height), (-half + 0.06, half - 0.06), (slope_back, slope_front, 0.18)
+        (rear * length, front * length),
+        (belt - 0.02, height),
+        (-half + 0.06, half - 0.06),
+        (slope_back, slope_front, 0.18),
     )
     cabin = cabin_box.faces(frame, scene)
     for name, quad in cabin.items():
@@ -105,7 +122,9 @@ def car(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: flo
         elif name != "top":
             part.add(inset(quad, 0.06, 0.47, 0.12, 0.88), CAR, shade(glass, 0.85))
             part.add(inset(quad, 0.51, 0.94, 0.12, 0.88), CAR, shade(glass, 0.85))
-    _ends(part, body, CAR, 0.55, 0.82)
+    _ends(part, upper, CAR, 0.15, 0.6)
+    if "front" in lower and part.distance < DETAIL_DISTANCE:
+        part.add(inset(lower["front"], 0.15, 0.85, 0.12, 0.45), CAR, (0.08, 0.08, 0.09))
     scene.cast(frame.footprint(-end, end, -half, half), 0.0, height * 0.8)
 
 
@@ -113,7 +132,10 @@ def truck(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: f
     """A lorry: cab in front, load box or tarpaulin behind, or an open bed."""
     length, width = dice.uniform(6.5, 9.5), 2.5
     frame, half, end = Frame(x, z, yaw), width / 2, length / 2
-    cab_colour, load_colour = dice.paint(palette.vehicle), dice.paint(palette.wall if dice.chance(0.5) else palette.vehicle)
+    cab_colour, load_colour = (
+        dice.paint(palette.vehicle),
+        dice.paint(palette.wall if dice.chance(0.5) else palette.vehicle),
+    )
     glass, split, height = dice.paint(palette.glass), end - 2.2, dice.uniform(3.2, 3.8)
     part = scene.thing(x, z)
     _skirt(part, frame, TRUCK, (-end, end), 0.95, half * 0.8)
@@ -164,7 +186,9 @@ def bus(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: flo
             part.add(inset(quad, 0.3, 0.7, 0.89, 0.94), BUS, (0.95, 0.65, 0.15))
             continue
         for i in range(7):
-            part.add(inset(quad, 0.02 + i * 0.139, 0.14 + i * 0.139, 0.45, 0.84), BUS, shade(glass, 0.9 + 0.05 * (i % 3)))
+            part.add(
+                inset(quad, 0.02 + i * 0.139, 0.14 + i * 0.139, 0.45, 0.84), BUS, shade(glass, 0.9 + 0.05 * (i % 3))
+            )
         for door in (0.08, 0.5) if name == "left" else (0.4, 0.86):
             part.add(inset(quad, door, door + 0.06, 0.04, 0.84), BUS, shade(glass, 0.8))
     _wheels(part, frame, BUS, (0.3 * length, -0.27 * length), 0.48, half)
@@ -185,7 +209,7 @@ def train(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: f
         low, high = -end + i * section + 0.2, -end + (i + 1) * section - 0.2
         nose_back, nose_front = (0.9 if i == 0 else 0.0), (0.9 if i == sections - 1 else 0.0)
         joint = Box((low - 0.2, high + 0.2), (0.3, height - 0.2), (-half + 0.15, half - 0.15))
-        if sections > 1 and 0 < i:
+        if sections > 1 and i > 0:
             for quad in joint._replace(forward=(low - 0.4, low)).faces(frame, scene).values():
                 part.add(quad, TRAIN, (0.13, 0.13, 0.14))
         body = Box((low, high), (0.18, height), (-half, half), (nose_back, nose_front, 0.12)).faces(frame, scene)
@@ -256,7 +280,7 @@ def bicycle(part: Part, dice: Dice, palette: Palette, frame: Frame) -> None:
         for name, quad in tyre.faces(frame, scene).items():
             if name in ("front", "back"):
                 part.add(quad, BICYCLE, TYRE)
-        part.add(frame.plate(disc(place, radius, radius)), BICYCLE, TYRE, Material.SPOKES, (place, radius, radius, 0.0))
+        part.add(frame.plate(disc(place, radius, radius)), BICYCLE, TYRE, Material.SPOKES, (radius, 0.0, 0.0, 0.0))
     rear, crank, seat, head, front = (-0.52, 0.35), (-0.05, 0.3), (-0.18, 0.8), (0.36, 0.85), (0.54, 0.35)
     thick = 0.07
     for a, b in ((rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head), (head, front)):

@@ -1,0 +1,57 @@
+"""One pipeline, from raw images to the table of methods. Every rule calls `udaseg <step>`, which works by hand too.
+
+snakemake --cores all --resources gpu=4   # everything, up to four runs at once
+dvc repro                                 # the same rules, one at a time, where DVC sees a change (docs/workflow.md)
+"""
+
+from snakemake.utils import min_version, validate
+
+from udaseg.errors import UserError
+from udaseg.workflow import guard, plan
+
+min_version("9.27")
+
+
+configfile: "params.yaml"
+
+
+try:
+    P = plan.load(config)
+    if (
+        workflow.is_main_process
+    ):  # jobs on a cluster read this file too, while others are being recorded
+        guard.check(plan.cached(P))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+validate(config, "workflow/schemas/params.schema.yaml")
+
+GPUS = 0 if P.run.device == "cpu" else int(P.run.gpus_per_run)
+
+
+wildcard_constraints:
+    benchmark="|".join(P.benchmarks),
+    method="|".join(P.methods),
+    seed=r"\d+",
+
+
+# A stop signal is for the training, which saves its state; the shell waits for it, and what it says still reaches log and
+# terminal. `... | logged FILE NAME` writes to both, on the terminal with the name of the run before each line.
+shell.prefix(
+    "trap : HUP INT TERM USR1; "
+    """logged() {{ (trap '' HUP INT TERM USR1; tee "$1" | sed -u "s|^|$2: |"); }}; """
+)
+
+
+# Every artefact is a target: were the models left out, an old score would satisfy the workflow after a failed training.
+rule all:
+    input:
+        plan.cached(P),
+        plan.scores(P),
+    message:
+        "all results are there"
+
+
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/compare.smk"

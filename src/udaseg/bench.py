@@ -1,0 +1,120 @@
+"""Throughput and memory of a run's parts, measured apart: data only, step only, both, evaluation.
+
+A benchmark, not a test: absolute times belong to the machine, ratios of one call can be quoted.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udaseg.data.prepared import find
+from udaseg.engine import runtime
+from udaseg.engine.optim import build_optimizer
+from udaseg.engine.trainer import Loop, build
+from udaseg.errors import UserError
+from udaseg.params import Run, check, uses
+
+WARMUP = 3
+
+
+def bench(run: Run, steps: int) -> str:
+    """Measure `steps` steps of each part; returns JSON. Starts from random weights and writes nothing.
+
+    Raises:
+        UserError: fewer than one step; data not prepared.
+    """
+    if steps < 1:
+        raise UserError(f"--steps: found {steps}, expected at least 1")
+    device = runtime.setup(run.params.run)
+    bench_run = without_start(run, steps + WARMUP)
+    method = build(bench_run, device)
+    optimizer = build_optimizer(method, bench_run.train.optimizer, device)
+    loop = Loop(bench_run, method, optimizer, device, Path("results/.restart/bench"), {})
+    result: dict[str, Any] = {
+        "benchmark": run.benchmark_name,
+        "method": run.method_name,
+        "device": runtime.provenance(device)["device"],
+        "threads": run.params.run.threads,
+        "workers": run.params.run.workers,
+        "batch": f"{run.train.batch} + {run.train.batch}",
+        "crop": str(run.train.crop),
+        "precision": run.train.precision,
+        "parameters": sum(p.numel() for p in method.student.parameters()),
+    }
+
+    batches = iter(loop.loader())
+    first = [next(batches) for _ in range(WARMUP)]
+    result["data_only"] = rate(lambda: next(batches), steps, run.train.batch, device)
+    synthetic = itertools.cycle(first)
+    for _ in range(WARMUP):
+        loop.advance(synthetic)
+    loop.step = 0
+    result["step_only"] = rate(lambda: loop.advance(synthetic), steps, run.train.batch, device)
+    loop.step = 0
+    batches = iter(loop.loader())
+    loop.advance(batches)
+    result["data_and_step"] = rate(lambda: loop.advance(batches), steps, run.train.batch, device)
+    if device.type == "cuda":
+        loop.step = 0
+        result["host_waits_per_step"] = host_waits(lambda: loop.advance(synthetic))
+    result["peak_memory_mb"] = runtime.peak_memory_mb(device)
+    result["evaluation"] = evaluation(run, method.student, steps, device)
+    return json.dumps(result, indent=2)
+
+
+def without_start(run: Run, steps: int) -> Run:
+    """The run with random initial weights (throughput does not depend on them) and a number of steps."""
+    raw = copy.deepcopy(run.params.raw)
+    raw["benchmarks"][run.benchmark_name]["init"] = {"default": "none"}
+    raw["benchmarks"][run.benchmark_name]["train"]["steps"] = steps
+    return check(raw).resolve(run.benchmark_name, run.method_name, run.seed)
+
+
+def rate(step: Any, steps: int, batch: int, device: torch.device) -> dict[str, float]:
+    """Seconds per step and pairs of images per second."""
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    seconds = (time.perf_counter() - began) / steps
+    return {"seconds": round(seconds, 5), "images_per_second": round(batch / seconds, 2)}
+
+
+def host_waits(step: Any) -> int:
+    """How often one step makes the host wait for the device (0 is the aim)."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+        return sum("synchroniz" in str(w.message) for w in caught)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def evaluation(run: Run, student: torch.nn.Module, images: int, device: torch.device) -> dict[str, float]:
+    from udaseg.evaluation.evaluate import score_images
+
+    use = next(use for use in uses(run.benchmark) if use.role == "evaluate")
+    prepared = find(run.benchmark_name, use)
+    samples = prepared.samples(use.split)[:images]
+    student.eval()
+    timing = score_images(run, student, prepared, samples, device).timing
+    return {
+        "images_per_second": round(len(samples) / timing.total, 2),
+        "share_outside_the_network": round(1 - timing.network / timing.total, 3),
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

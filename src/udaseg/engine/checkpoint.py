@@ -1,0 +1,80 @@
+"""Restart state: one file, complete or absent, tied to what made it.
+
+It lies in an undeclared folder, because both workflow tools delete declared outputs before a job runs. Since it would also
+outlive a change of parameters, code or data, it carries a fingerprint; a state with another one is ignored with a message.
+The state before the newest is kept until the newest has been written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udaseg.artifacts import writing
+from udaseg.errors import UserError
+
+FORMAT = b"udaseg-restart-1\n"
+log = logging.getLogger("udaseg")
+
+
+def save(folder: Path, state: dict[str, Any], fingerprint: dict[str, str]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dictionaries) as the newest of `folder`."""
+    buffer = io.BytesIO()
+    torch.save({"fingerprint": fingerprint, **state}, buffer)
+    payload = buffer.getbuffer()
+    newest = folder / "state.pt"
+    with writing(newest) as temporary:
+        with temporary.open("wb") as handle:
+            handle.write(FORMAT + hashlib.sha256(payload).digest())
+            handle.write(payload)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if newest.exists():
+            os.replace(newest, folder / "state.previous.pt")
+
+
+def load(folder: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
+    """The newest readable state with this fingerprint; None where there is none to go on from.
+
+    Raises:
+        UserError: states exist but none can be read (never a silent start from zero).
+    """
+    files = [path for path in (folder / "state.pt", folder / "state.previous.pt") if path.exists()]
+    damaged = []
+    for path in files:
+        try:
+            state = _read(path)
+        except ValueError as error:
+            damaged.append(f"{path} ({error})")
+            continue
+        found = state.pop("fingerprint")
+        if found != fingerprint:
+            changed = ", ".join(key for key in fingerprint if found.get(key) != fingerprint[key])
+            log.info("%s belongs to other %s: ignored, training starts at step 0", path, changed)
+            return None
+        if damaged:
+            log.info("%s is damaged; going on from %s", damaged[0], path)
+        return state
+    if damaged:
+        raise UserError(
+            f"restart state cannot be read: {'; '.join(damaged)}; expected a state saved by udaseg train; "
+            f"delete {folder} to train from step 0"
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    start = len(FORMAT) + 32
+    if not data.startswith(FORMAT):
+        raise ValueError("not a restart state")
+    if hashlib.sha256(data[start:]).digest() != data[len(FORMAT) : start]:
+        raise ValueError("incomplete or altered")
+    state: dict[str, Any] = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")
+    return state

@@ -1,0 +1,53 @@
+"""Optimizer, parameter groups and learning-rate schedule of the DAFormer family (docs/methods/self_training.md section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from udaseg.params import Optimizer, Schedule
+
+WARMUP_RATIO = 1e-6  # DAFormer: the warm-up starts at this share of the rate
+
+
+def parameter_groups(method: nn.Module, p: Optimizer) -> list[dict[str, object]]:
+    """Trainable parameters in groups of equal rate and decay.
+
+    Whatever has `head` in its name gets `head_factor` x the rate (decoder, projection heads). With `no_decay`, normalisation
+    and position parameters of the encoder (`norm`, `pos_block`, as the released configuration names them) decay by 0; all else
+    decays, biases and the decoder's batch normalisation included.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    normalising = {id(q) for m in method.modules() if isinstance(m, nn.LayerNorm) for q in m.parameters(recurse=False)}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            head = "head" in name
+            free = p.no_decay and not head and (id(parameter) in normalising or "pos_" in name)
+            key = (p.head_factor if head else 1.0, 0.0 if free else p.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "lr": p.lr * factor, "factor": factor, "weight_decay": decay}
+        for (factor, decay), params in groups.items()
+    ]
+
+
+def build_optimizer(method: nn.Module, p: Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    groups = parameter_groups(method, p)
+    fused = device.type == "cuda"
+    if p.name == "sgd":
+        return torch.optim.SGD(groups, lr=p.lr, momentum=p.momentum, weight_decay=p.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=p.lr, betas=(0.9, 0.999), weight_decay=p.weight_decay, fused=fused)
+
+
+def learning_rate(step: int, steps: int, lr: float, p: Schedule) -> float:
+    """Rate at 0-based `step`: polynomial decay to 0, times a linear warm-up of the already decaying value. Oracle O5."""
+    rate = lr * (1 - step / steps) ** p.power
+    warmup = round(p.warmup * steps)
+    if step < warmup:
+        rate *= 1 - (1 - step / warmup) * (1 - WARMUP_RATIO)
+    return rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]

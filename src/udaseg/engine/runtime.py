@@ -1,0 +1,121 @@
+"""Device, threads, determinism, stop signals and what a result says about the machine that made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from udaseg import __version__, ranks
+from udaseg.errors import UserError
+from udaseg.params import RunBlock
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: what Slurm sends ahead of a time limit
+
+
+def device(run: RunBlock) -> torch.device:
+    """Where to compute. Raises UserError for `device: cuda` without a CUDA device."""
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device: found cuda, but no CUDA device is visible; say `device: auto` to use the CPU")
+    if run.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def setup(run: RunBlock) -> torch.device:
+    """Threads, deterministic algorithms, the group of ranks; returns this process's device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first call
+    torch.set_num_threads(run.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    chosen = device(run)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    ranks.join(chosen)
+    return chosen
+
+
+class StopRequest:
+    """Notes SIGTERM, SIGINT and SIGUSR1 instead of dying, so that a step is finished and its state saved."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def on_any_rank(self, where: torch.device) -> bool:
+        """The same answer on every rank; with several ranks it is a collective call."""
+        if ranks.world() == 1:
+            return self.signal is not None
+        return bool(ranks.total(torch.tensor(float(self.signal is not None), device=where)).item())
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Catch the stop signals inside the block; the former handlers come back after it."""
+    request = StopRequest()
+    former = {number: signal.signal(number, request.note) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def peak_memory_mb(where: torch.device) -> int:
+    """Largest memory so far: on the device for CUDA, else of this process."""
+    if where.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(where) / 2**20)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def provenance(where: torch.device) -> dict[str, Any]:
+    """Versions, device and code state for run.json."""
+    import timm
+    import torchvision
+
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU {platform.machine()}"
+    return {
+        "device": name,
+        "ranks": ranks.world(),
+        "versions": {
+            "udaseg": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+        },
+        **revision(),
+    }
+
+
+def revision() -> dict[str, Any]:
+    """Git revision of the checkout that the package lies in, and whether its code is changed; null outside one."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *words],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", str(Path(__file__).parents[1]))
+    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}

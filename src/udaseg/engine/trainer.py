@@ -1,0 +1,354 @@
+"""The training loop. One run = (benchmark, method, seed); stopped at any moment, the same call goes on with the same bits.
+
+Each step: a global batch (over ranks and accumulation), one backward pass for every dictionary of losses that the method
+yields, one flattened gradient all-reduce, one optimizer step. Nothing in it waits for the device but the log.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from udaseg import ranks
+from udaseg.artifacts import code_hash, file_hash, read_json, run_lock, write_json, write_text, writing
+from udaseg.data.prepared import find
+from udaseg.data.sampling import Pairs, Steps
+from udaseg.engine import checkpoint, runtime
+from udaseg.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from udaseg.errors import Interrupted, UserError
+from udaseg.methods import create
+from udaseg.methods.base import Batch, Method
+from udaseg.models import Segmenter, build_model, load_encoder_weights, load_model_file, load_state, save_model
+from udaseg.params import Run, uses
+
+CODE = ("data", "models", "losses", "methods", "engine")  # the package folders that decide a result
+log = logging.getLogger("udaseg")
+
+
+def train(run: Run, folder: Path) -> None:
+    """Train `run` and write model.safetensors, history.csv and run.json into `folder` (the model last).
+
+    Raises:
+        UserError: whatever the user can mend (missing data, weights, device, a second process, a non-finite loss).
+        Interrupted: a stop signal came; the state is saved.
+    """
+    restart = Path("results/.restart", *folder.parts[1:])
+    device = runtime.setup(run.params.run)
+    try:
+        if ranks.rank() == 0:
+            with run_lock(restart):
+                _train(run, folder, restart, device)
+        else:
+            _train(run, folder, restart, device)
+    finally:
+        ranks.leave()
+
+
+def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
+    fingerprint = {"parameters": run.hash, "code": code_hash(*CODE), "data": data_hash(run)}
+    if is_done(folder, fingerprint):
+        log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
+        shutil.rmtree(restart, ignore_errors=True)
+        return
+    if (
+        run.method_name == "source_only"
+        and folder != run.pretrained.parent
+        and is_done(run.pretrained.parent, fingerprint)
+    ):
+        adopt(run.pretrained.parent, folder)
+        return
+    method = build(run, device)
+    optimizer = build_optimizer(method, run.train.optimizer, device)
+    loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    with runtime.stop_requests() as request:
+        loop.fit(request)
+    if ranks.rank() == 0:
+        loop.write_results(folder)
+        shutil.rmtree(restart, ignore_errors=True)
+
+
+def build(run: Run, device: torch.device) -> Method:
+    """The method around its student, with the weights that the run starts from."""
+    torch.manual_seed(run.seed)  # initial weights; every step seeds itself again
+    student = build_model(run.benchmark.model, len(run.classes))
+    if run.init == "imagenet":
+        load_encoder_weights(student, run.benchmark.model, "imagenet")
+    elif run.init == "source_only":
+        load_pretrained(student, run)
+    else:
+        log.info("training starts from random weights (init: none)")
+    return ranks.use_global_batch_norm(create(run, student).to(device).train())  # type: ignore[return-value]
+
+
+def load_pretrained(student: Segmenter, run: Run) -> None:
+    path = run.pretrained
+    if not path.exists():
+        raise UserError(
+            f"{path}: not found; {run.method_name} starts from source-only weights (init: source_only): run "
+            f"`udaseg pretrain --benchmark {run.benchmark_name} --seed {run.seed}` first"
+        )
+    state, header = load_model_file(path)
+    expected = run.params.resolve(run.benchmark_name, "source_only", run.seed).hash
+    if header.get("params_hash") != expected:
+        raise UserError(
+            f"{path}: made with parameters {header.get('params_hash')}, expected {expected}; run `udaseg pretrain` again"
+        )
+    load_state(student, state, path)
+    log.info("training starts from %s", path)
+
+
+class Loop:
+    """What is alive during training; `state` is what survives a restart."""
+
+    def __init__(
+        self,
+        run: Run,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        restart: Path,
+        fingerprint: dict[str, str],
+    ) -> None:
+        self.run, self.p, self.method, self.optimizer, self.device = run, run.train, method, optimizer, device
+        self.restart, self.fingerprint = restart, fingerprint
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.step = 0  # steps done
+        self.rate = 0.0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, Tensor] = {}  # losses since the last row of the history
+        # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
+        self.broken = torch.zeros((), device=device)
+        if device.type == "cuda":
+            optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # read by the fused optimizers, on the device
+        if state := checkpoint.load(restart, fingerprint):
+            method.load_state_dict(state["method"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+            self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+            log.info("going on from step %d of %d", self.step, self.p.steps)
+
+    def fit(self, request: runtime.StopRequest) -> None:
+        """Train to the end, or until a stop is requested (then the state is saved and Interrupted raised)."""
+        began, first, before = time.perf_counter(), self.step, self.seconds
+        batches = iter(self.loader())
+        while self.step < self.p.steps:
+            self.advance(batches)
+            elapsed = time.perf_counter() - began
+            self.seconds = before + elapsed
+            last = self.step == self.p.steps
+            looking = last or self.step % self.p.log_every == 0
+            if looking:
+                self.stop_if_broken()
+                self.log((self.step - first) * self.p.batch / elapsed)
+            if (ranks.world() == 1 or looking) and request.on_any_rank(self.device):
+                self.save()
+                raise Interrupted(f"stopped at step {self.step} of {self.p.steps}; the same command goes on from there")
+            if self.step % self.p.save_every == 0 and not last:
+                self.save()
+
+    def advance(self, batches: Iterator[dict[str, Tensor]]) -> None:
+        """One optimizer step."""
+        torch.manual_seed(step_seed(self.run.seed, self.step, ranks.rank()))  # dropout, drop-path: nothing to remember
+        self.rate = learning_rate(self.step, self.p.steps, self.p.optimizer.lr, self.p.schedule)
+        set_learning_rate(self.optimizer, self.rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self.p.accumulate):
+            self.backward(self.to_device(next(batches)))
+        ranks.average_gradients(self.parameters)
+        self.broken.copy_(ranks.total(self.broken))
+        if self.device.type != "cuda":
+            self.stop_if_broken()  # on CUDA the optimizer skips its step by itself, and the next look stops the run
+        self.optimizer.step()
+        self.method.after_step(self.step)
+        self.step += 1
+
+    def backward(self, batch: Batch) -> None:
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.p.precision == "bf16")
+        passes = self.method.losses(batch, self.step)
+        while True:
+            with cast:
+                losses = next(passes, None)
+            if losses is None:
+                return
+            total = torch.stack(list(losses.values())).sum() / self.p.accumulate
+            self.broken.logical_or_(~total.detach().isfinite())
+            total.backward()
+            for name, value in losses.items():
+                value = value.detach() / self.p.accumulate
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+            del losses, total  # a pass's graph is gone before the next pass begins
+
+    def stop_if_broken(self) -> None:
+        if not self.broken:
+            return
+        names = [name for name, value in self.sums.items() if not value.isfinite()]
+        raise UserError(
+            f"training stopped at step {self.step}: the loss is not finite ({', '.join(names) or 'on another rank'}); nothing "
+            f"was updated and {self.restart} holds the last good state; lower the learning rate or that term's weight"
+        )
+
+    def loader(self) -> DataLoader[dict[str, Tensor]]:
+        source, target = ((find(self.run.benchmark_name, use), use.split) for use in uses(self.run.benchmark)[:2])
+        dataset = Pairs(
+            self.method.views(),
+            source,
+            target,
+            classes=self.run.classes,
+            crop=self.p.crop,
+            rare_class=self.p.rare_class,
+            seed=self.run.seed,
+        )
+        steps = Steps(
+            self.step,
+            self.p.steps,
+            batch=self.p.batch,
+            accumulate=self.p.accumulate,
+            rank=ranks.rank(),
+            world=ranks.world(),
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=steps,
+            num_workers=self.run.params.run.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        )
+
+    def to_device(self, item: dict[str, Tensor]) -> Batch:
+        def move(name: str) -> Tensor:
+            return item[name].to(self.device, non_blocking=True)
+
+        target = move("target").float() / 255 if "target" in item else None
+        return Batch(item["index"].tolist(), move("image").float() / 255, move("label").long(), target)
+
+    def log(self, speed: float) -> None:
+        """One row of the history (means since the last) and one line for people; the one place that waits for the device."""
+        since = self.step - (int(self.history[-1]["step"]) if self.history else 0)
+        names = sorted(self.sums)
+        values = ranks.total(torch.stack([self.sums[name].float() for name in names])) / (ranks.world() * since)
+        means = dict(zip(names, values.tolist(), strict=True))
+        self.history.append({"step": self.step, "learning_rate": self.rate, **means})
+        self.sums = {}
+        if ranks.rank() == 0:
+            left = (self.p.steps - self.step) * self.p.batch / speed
+            text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+            log.info(
+                "step %d/%d  %s  %.1f images/s  %d MB  %s left",
+                self.step,
+                self.p.steps,
+                text,
+                speed,
+                runtime.peak_memory_mb(self.device),
+                duration(left),
+            )
+
+    def save(self) -> None:
+        self.stop_if_broken()
+        if ranks.rank() == 0:
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "history": self.history,
+                "sums": self.sums,
+            }
+            checkpoint.save(self.restart, state, self.fingerprint)
+
+    def write_results(self, folder: Path) -> None:
+        run = self.run
+        columns = list(dict.fromkeys(name for row in self.history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if k != "step" else int(v) for k, v in row.items()} for row in self.history)
+        write_text(folder / "history.csv", text.getvalue())
+        write_json(
+            folder / "run.json",
+            {
+                "benchmark": run.benchmark_name,
+                "method": run.method_name,
+                "seed": run.seed,
+                "params_hash": run.hash,
+                "code_hash": self.fingerprint["code"],
+                "data_hash": self.fingerprint["data"],
+                "protocol": run.params.run.protocol,
+                "init": run.init,
+                "steps": self.p.steps,
+                "threads": run.params.run.threads,
+                "seconds": round(self.seconds, 1),
+                "peak_memory_mb": runtime.peak_memory_mb(self.device),
+                "command": " ".join(["udaseg", *sys.argv[1:]]),
+                **runtime.provenance(self.device),
+            },
+        )
+        header = {
+            "benchmark": run.benchmark_name,
+            "method": run.method_name,
+            "seed": str(run.seed),
+            "params_hash": run.hash,
+            "code_hash": self.fingerprint["code"],
+            "classes": ",".join(run.classes.names),
+        }
+        state = {p + k: v for p, module in self.method.scored().items() for k, v in module.state_dict().items()}
+        save_model(folder / "model.safetensors", state, header)
+        log.info("%s: %d steps in %s", folder, self.p.steps, duration(self.seconds))
+
+
+def data_hash(run: Run) -> str:
+    """Hash of data/<benchmark>/data.json, which holds the hashes of all images and labels of the benchmark."""
+    path = Path("data", run.benchmark_name, "data.json")
+    if not path.exists():
+        raise UserError(f"{path}: not found; run `udaseg prepare --benchmark {run.benchmark_name}` first")
+    return file_hash(path)
+
+
+def is_done(folder: Path, fingerprint: dict[str, str]) -> bool:
+    """Whether `folder` holds a finished run of these parameters, code and data."""
+    if not (
+        (folder / "model.safetensors").exists() and (folder / "run.json").exists() and (folder / "history.csv").exists()
+    ):
+        return False
+    made = read_json(folder / "run.json", "the record of a training run")
+    return fingerprint == {
+        key: made.get(f"{name}_hash") for key, name in (("parameters", "params"), ("code", "code"), ("data", "data"))
+    }
+
+
+def adopt(trained: Path, folder: Path) -> None:
+    """Take a finished run of the same recipe instead of training it twice."""
+    for name in ("history.csv", "run.json", "model.safetensors"):
+        with writing(folder / name) as temporary:
+            shutil.copyfile(trained / name, temporary)
+    log.info("%s: taken from %s, which has the same recipe", folder, trained)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for torch's global generators, different for every step and rank."""
+    return (seed * 1_000_003 + step) * 1009 + rank
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Loader processes leave Ctrl-C to the trainer, which saves first; one thread each."""
+    import signal
+
+    for number in runtime.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

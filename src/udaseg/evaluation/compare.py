@@ -1,0 +1,170 @@
+"""Compare the methods of a benchmark over seeds, beside published numbers; copy the scores of the selected method.
+
+Gains are paired: for each seed the difference to `self_training` of the same seed. Intervals are 95 % of Student's t; one
+seed gives none.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from udaseg.artifacts import read_json, write_json, write_text, writing
+from udaseg.errors import UserError
+from udaseg.evaluation import published, tables
+from udaseg.params import Params, Run
+
+REFERENCE = "self_training"
+SELECTED = Path("results/selected")
+Scores = dict[int, dict[str, Any]]  # seed -> metrics.json
+
+
+def compare_benchmark(p: Params, benchmark: str) -> str:
+    """Write results/<benchmark>/summary.{json,csv,md} from every method and seed of `run`; returns the text of the last.
+
+    Raises:
+        UserError: scores of a method and seed are missing or damaged.
+    """
+    runs = [[p.resolve(benchmark, method, seed) for seed in p.run.seeds] for method in p.run.methods]
+    scores = {group[0].method_name: {run.seed: read_metrics(run) for run in group} for group in runs}
+    reference = scores.get(REFERENCE)
+    summary = {
+        "benchmark": benchmark,
+        "protocol": p.run.protocol,
+        "seeds": list(p.run.seeds),
+        "reference": REFERENCE if reference else None,
+        "methods": {
+            method: summarise(seeds, None if method == REFERENCE else reference)
+            | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
+            for method, seeds in scores.items()
+        },
+    }
+    folder = Path("results") / benchmark
+    text = tables.markdown(summary, p)
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "summary.csv", as_csv(summary))
+    write_text(folder / "summary.md", text)
+    return text
+
+
+def read_metrics(run: Run) -> dict[str, Any]:
+    path = run.folder / "metrics.json"
+    command = f"udaseg evaluate --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
+    metrics = read_json(path, f"the scores of {run.method_name}; run `{command}`")
+    if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and "iou" in metrics):
+        raise UserError(f"{path}: found no scores in it, expected miou and iou; run `{command}` again")
+    return metrics
+
+
+def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
+    """One method over its seeds. All in percent; `gain` is None without a reference.
+
+    Args:
+        seeds: the method's scores.
+        reference: the scores of the method that gains are measured against.
+    """
+    flat = sorted({key for metrics in seeds.values() for key in metrics if key.startswith("miou")})
+    other = sorted({name for metrics in seeds.values() for name in metrics.get("other", {})})
+    classes = sorted({name for metrics in seeds.values() for name in metrics["iou"]})
+    common = [] if reference is None else [seed for seed in seeds if seed in reference]
+    pairs = [] if reference is None else [seeds[seed]["miou"] - reference[seed]["miou"] for seed in common]
+    return {
+        **{key: spread([m[key] for m in seeds.values() if key in m]) for key in flat},
+        "gain": spread(pairs) | {"p": paired_p(pairs)} if pairs else None,
+        "iou": {name: mean([m["iou"][name] for m in seeds.values() if name in m["iou"]]) for name in classes},
+        "other": {
+            name: {"miou": spread([m["other"][name]["miou"] for m in seeds.values() if name in m.get("other", {})])}
+            for name in other
+        },
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return round(math.fsum(values) / len(values), 4)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation, number and 95 % t-interval [low, high]; the middle two need two values."""
+    n, centre = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return {"mean": round(centre, 4), "std": None, "n": 1, "ci95": None}
+    std = deviation(values)
+    half = quantile(n - 1) * std / math.sqrt(n)
+    return {
+        "mean": round(centre, 4),
+        "std": round(std, 4),
+        "n": n,
+        "ci95": [round(centre - half, 4), round(centre + half, 4)],
+    }
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation (n - 1)."""
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t-test; None for one pair, or for differences without spread, where t has no value."""
+    from scipy.special import stdtr
+
+    n = len(differences)
+    if n < 2 or deviation(differences) == 0:
+        return None
+    t = math.fsum(differences) / n / (deviation(differences) / math.sqrt(n))
+    return round(2 * float(stdtr(n - 1, -abs(t))), 6)
+
+
+def as_csv(summary: dict[str, Any]) -> str:
+    """One row for each method; empty where there is no value."""
+    blocks = summary["methods"]
+    flat = sorted({key for block in blocks.values() for key in block if key.startswith("miou")})
+    classes = list(dict.fromkeys(name for block in blocks.values() for name in block["iou"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = [*flat, "gain"]
+    head = [f"{key}_{part}" for key in keys for part in ("mean", "std", "n", "low", "high")]
+    writer.writerow(["method", *head, "gain_p", "published", "published_backbone", *(f"iou.{c}" for c in classes)])
+    for method, block in blocks.items():
+        paper = block["published"] or {}
+        cells = [cell for key in keys for cell in spread_cells(block.get(key))]
+        p = (block["gain"] or {}).get("p")
+        ious = [block["iou"].get(name) for name in classes]
+        writer.writerow([method, *cells, p, paper.get("miou"), paper.get("backbone"), *ious])
+    return text.getvalue()
+
+
+def spread_cells(value: dict[str, Any] | None) -> list[float | None]:
+    if value is None:
+        return [None] * 5
+    return [value["mean"], value["std"], value["n"], *(value["ci95"] or [None, None])]
+
+
+def select(p: Params) -> Path:
+    """Copy the selected method's scores (first seed) to results/selected/: fixed paths, so that DVC shows what changed.
+
+    Raises:
+        UserError: the run is not trained or not scored.
+    """
+    run = p.resolve(p.select.benchmark, p.select.method, p.run.seeds[0])
+    options = f"--benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
+    steps = {"history.csv": "train", "iou.json": "evaluate", "confusion.csv": "evaluate", "metrics.json": "evaluate"}
+    for name, step in steps.items():
+        if not (run.folder / name).exists():
+            raise UserError(f"{run.folder / name}: not found; run `udaseg {step} {options}` first")
+    for name in steps:
+        with writing(SELECTED / name) as temporary:
+            shutil.copyfile(run.folder / name, temporary)
+    return SELECTED / "metrics.json"

@@ -1,0 +1,34 @@
+"""Confusion matrix on the device: counts first, every score from the counts (scores.py).
+
+shapes: K classes, B images, H W label size. A matrix is (K + 1, K) int64: row = label, column = prediction; the last row
+takes the pixels that are not scored, so that none has to be filtered out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def empty(classes: int, device: torch.device | str = "cpu") -> Tensor:
+    """(K + 1, K) int64 zeros."""
+    return torch.zeros(classes + 1, classes, dtype=torch.int64, device=device)
+
+
+def update(matrix: Tensor, prediction: Tensor, label: Tensor) -> None:
+    """Adds pixels to `matrix`, in place.
+
+    Args:
+        matrix: (K + 1, K) int64.
+        prediction: (B, H, W), integers below K.
+        label: (B, H, W), integers; K and above (255 = ignore) are not scored.
+    """
+    rows, classes = matrix.shape
+    # 32 bits hold the largest index (255 * 254) and are counted several times faster than 64; the counts are int64.
+    index = label.clamp(max=classes).int().mul_(classes).add_(prediction)
+    matrix += torch.bincount(index.flatten(), minlength=rows * classes).view(rows, classes)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """(B, H, W) class of the largest of (B, K, H, W); the first of equals."""
+    return logits.max(dim=1).indices  # on a CPU a third of argmax's time

@@ -1,0 +1,223 @@
+"""Score one trained run on the test images of its benchmark.
+
+The headline is one plain pass of the student on the first evaluation set, whole or in windows: what the papers report.
+Under `other` stand the teacher, the augmented pass (`flip`, `multiscale`) and the further evaluation sets.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udaseg import ranks
+from udaseg.artifacts import write_json, write_text
+from udaseg.data.labels import ClassSpace
+from udaseg.data.prepared import Prepared, Sample, find
+from udaseg.engine import runtime
+from udaseg.errors import UserError
+from udaseg.evaluation import confusion, inference, scores
+from udaseg.evaluation.inference import Predict
+from udaseg.evaluation.loading import batches
+from udaseg.models import Segmenter, build_model, load_model_file, load_state
+from udaseg.params import Run, Test, Use, uses
+
+log = logging.getLogger("udaseg")
+TEACHER = "teacher."
+DECODERS = 4  # threads that decode for a GPU; on a CPU they would only compete with the network
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def evaluate_run(run: Run) -> str:
+    """Score a trained run; write metrics.json, confusion.csv and iou.json into its folder.
+
+    Returns:
+        A short table to print (empty on all ranks but the first).
+
+    Raises:
+        UserError: no model, a model of other parameters or classes, no prepared data, no scored pixel, no such device.
+    """
+    device = runtime.setup(run.params.run)
+    try:
+        with torch.inference_mode():
+            return _evaluate(run, device)
+    finally:
+        ranks.leave()
+
+
+def _evaluate(run: Run, device: torch.device) -> str:
+    sets = [use for use in uses(run.benchmark) if use.role == "evaluate"]
+    if not sets:
+        raise UserError(
+            f"params.yaml: benchmarks.{run.benchmark_name}.evaluate: found none, expected at least one labelled split"
+        )
+    networks = load_networks(run, device)
+    student = inference.from_test(predictor(networks[""]), run.benchmark.test)
+    first = {"": student, **beside(run.benchmark.test, student)}
+    if TEACHER in networks and run.benchmark.test.teacher:
+        first["teacher"] = inference.from_test(predictor(networks[TEACHER]), run.benchmark.test)
+
+    normalise = networks[""].normalise
+    matrices, images = count(run, sets[0], first, normalise, device)
+    headline = scores.report(matrices[""], run.classes) | {"images": images}
+    other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
+    for use in sets[1:]:
+        matrix, images = count(run, use, {"": student}, normalise, device)
+        other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
+    if ranks.rank() != 0:
+        return ""
+    write_results(run, matrices[""], headline | {"other": other})
+    return table(run, sets[0], headline, other)
+
+
+def predictor(network: Segmenter) -> Predict:
+    """What turns normalised images into logits. A method that aggregates at test time would take its place here."""
+    return network.predict
+
+
+def beside(test: Test, student: Predict) -> dict[str, Predict]:
+    """The augmented pass that the test block asks for, under its name in `other`."""
+    scaled = any(scale != 1.0 for scale in test.scales)
+    if not (scaled or test.flip):
+        return {}
+    name = "-".join(word for word, wanted in (("multiscale", scaled), ("flip", test.flip)) if wanted)
+
+    def predict(images: Tensor, size: tuple[int, int]) -> Tensor:
+        return inference.augmented(student, images, size, scales=test.scales, flip=test.flip)
+
+    return {name: predict}
+
+
+def load_networks(run: Run, device: torch.device) -> dict[str, Segmenter]:
+    """The student (under "") and, where the method has one, the teacher, ready to predict."""
+    path = run.folder / "model.safetensors"
+    again = f"udaseg train --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
+    if not path.exists():
+        raise UserError(f"{path}: not found; run `{again}` first")
+    state, header = load_model_file(path)
+    for key, expected in (("params_hash", run.hash), ("classes", ",".join(run.classes.names))):
+        if header.get(key) != expected:
+            raise UserError(f"{path}: {key}: found {header.get(key)}, expected {expected}; run `{again}` again")
+    parts: dict[str, dict[str, Tensor]] = {"": {}}
+    for name, value in state.items():
+        prefix = TEACHER if name.startswith(TEACHER) else ""
+        parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
+    networks = {}
+    for prefix, part in parts.items():
+        network = build_model(run.benchmark.model, len(run.classes))
+        load_state(network, part, path)
+        networks[prefix] = network.to(device).eval()
+    return networks
+
+
+def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
+    samples = list(prepared.samples(use.split))
+    bare = next((sample.name for sample in samples if sample.label is None), None)
+    if bare is not None or not samples:
+        found = f"{bare} without a label" if samples else "no image"
+        raise UserError(
+            f"{use.dataset}/{use.split}: found {found}, expected a labelled split; prepare the data set again"
+        )
+    return samples
+
+
+def count(
+    run: Run, use: Use, views: dict[str, Predict], normalise: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[dict[str, Tensor], int]:
+    """One confusion matrix for each view over a whole split (summed over ranks), and the number of images."""
+    prepared = find(run.benchmark_name, use)
+    samples = samples_of(prepared, use)
+    mine = samples[ranks.rank() :: ranks.world()]
+    matrices = {name: confusion.empty(len(run.classes), device) for name in views}
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
+    clock = Clock(device)
+    done, began, said = 0, time.perf_counter(), time.perf_counter()
+    for images, label in batches(prepared, mine, run.classes, DECODERS if device.type == "cuda" else 1):
+        images, label = normalise(images.to(device)), label.to(device)
+        for name, predict in views.items():
+            with clock.network(), cast:
+                logits = predict(images, (label.shape[-2], label.shape[-1]))
+            confusion.update(matrices[name], confusion.most_likely(logits), label)
+        done += len(images)
+        if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
+            said = time.perf_counter()
+            log.info("%s/%s: %d of %d images", use.dataset, use.split, done, len(mine))
+    inside, seconds = clock.seconds(), time.perf_counter() - began
+    log.info(
+        "%s/%s: %d images in %.1f s, %.1f %% of it outside forward pass and up-sampling",
+        *(use.dataset, use.split, done, seconds, max(0.0, 100 * (1 - inside / seconds))),
+    )
+    matrices = {name: ranks.total(matrix).cpu() for name, matrix in matrices.items()}
+    if not matrices[""][:-1].any():
+        raise UserError(
+            f"{use.dataset}/{use.split}: found {len(samples)} images without one pixel of the classes "
+            f"{', '.join(run.classes.names)}; expected labels in them"
+        )
+    return matrices, len(samples)
+
+
+class Clock:
+    """Seconds spent in the network. On CUDA events mark the begin and the end, and only `seconds` waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        if self.device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self.spent += time.perf_counter() - began
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self.events.append((begin, end))
+
+    def seconds(self) -> float:
+        if self.events:
+            torch.cuda.synchronize(self.device)
+        return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
+
+
+def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:
+    """metrics.json (scores only, so that equal runs give equal files) last, because its presence means done."""
+    write_text(run.folder / "confusion.csv", confusion_csv(matrix, run.classes))
+    rows = [{"class": name, "iou": value} for name, value in metrics["iou"].items()]
+    write_json(run.folder / "iou.json", rows)
+    write_json(run.folder / "metrics.json", metrics)
+
+
+def confusion_csv(matrix: Tensor, space: ClassSpace) -> str:
+    """actual, predicted, pixels by class name; pixels that are not scored are left out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("actual", "predicted", "pixels"))
+    for actual, row in zip(space.names, matrix[:-1].tolist(), strict=True):
+        writer.writerows((actual, predicted, pixels) for predicted, pixels in zip(space.names, row, strict=True))
+    return text.getvalue()
+
+
+def table(run: Run, use: Use, headline: dict[str, Any], other: dict[str, Any]) -> str:
+    """What a person wants to see at once."""
+    flat = "  ".join(f"{key} {value:.2f}" for key, value in headline.items() if key.startswith("miou"))
+    width = max(map(len, run.classes.names))
+    lines = [
+        f"{run.benchmark_name} {run.method_name} seed {run.seed}: {headline['images']} images of {use.dataset}/{use.split}",
+        f"{flat}  pixel accuracy {headline['pixel_accuracy']:.2f}  (%)",
+        *(f"  {name:<{width}} {value:6.2f}" for name, value in headline["iou"].items()),
+    ]
+    if headline["absent"]:
+        lines.append(f"  absent, not counted: {', '.join(headline['absent'])}")
+    lines += [f"{name}: miou {block['miou']:.2f}" for name, block in other.items()]
+    return "\n".join(lines)

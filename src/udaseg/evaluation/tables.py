@@ -1,0 +1,103 @@
+"""summary.md: a table that reads well in a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from udaseg.params import Params
+
+
+def markdown(summary: dict[str, Any], p: Params) -> str:
+    """Methods, scores, paired gains, published numbers with their sources below."""
+    benchmark = p.benchmarks[summary["benchmark"]]
+    size = len(p.resolve(summary["benchmark"], "source_only", 0).classes)
+    blocks = summary["methods"]
+    # a subset over all classes (miou19 of 19) says what mIoU says
+    extra = sorted({key for b in blocks.values() for key in b if key.startswith("miou")} - {"miou", f"miou{size}"})
+    other = sorted({name for block in blocks.values() for name in block["other"]})
+    notes: list[str] = []
+    header = [
+        "method",
+        "mIoU",
+        "gain [95 %]",
+        *(f"mIoU{key.removeprefix('miou')}" for key in extra),
+        *other,
+        "published",
+    ]
+    rows = [
+        [
+            method,
+            score(block["miou"]),
+            "reference" if method == summary["reference"] else gain(block["gain"]),
+            *(score(block.get(key)) for key in extra),
+            *(score(block["other"].get(name, {}).get("miou")) for name in other),
+            paper(block["published"], benchmark.evaluate[0], notes),
+        ]
+        for method, block in blocks.items()
+    ]
+    return "\n".join([*heading(summary, p, size), "", *aligned(header, rows), "", *footnotes(summary, notes)]) + "\n"
+
+
+def heading(summary: dict[str, Any], p: Params, classes: int) -> list[str]:
+    name, seeds = summary["benchmark"], summary["seeds"]
+    first = p.benchmarks[name].evaluate[0]
+    synthetic = ", synthetic images" if p.datasets[first.partition("/")[0]].format == "streets" else ""
+    return [
+        f"# {name}",
+        "",
+        f"mIoU over {classes} classes in %, {first}{synthetic}; protocol {summary['protocol']}; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.",
+    ]
+
+
+def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
+    if len(summary["seeds"]) == 1:
+        text = "One seed: no standard deviation and no interval."
+    else:
+        text = "mean ± sample standard deviation (number of seeds); intervals are 95 % of Student's t."
+    if summary["reference"]:
+        text += f" Gain: paired difference to {summary['reference']} of the same seed."
+    if notes:
+        text += " Published numbers come from the papers' own recipes and are not measured here."
+    return [text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
+
+
+def score(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    if value["std"] is None:
+        return f"{value['mean']:.2f}"
+    return f"{value['mean']:.2f} ± {value['std']:.2f} ({value['n']})"
+
+
+def gain(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    if value["ci95"] is None:
+        return f"{value['mean']:+.2f}"
+    low, high = value["ci95"]
+    return f"{value['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def paper(value: dict[str, Any] | None, test_set: str, notes: list[str]) -> str:
+    """A published number with its backbone; where it comes from goes to `notes`."""
+    if value is None:
+        return "-"
+    notes.append(f"{value['variant']}; {value['source']}")
+    number = "not readable" if value["miou"] is None else f"{value['miou']:.1f}"
+    elsewhere = "" if value["tested_on"] == test_set else f" on {value['tested_on']}"
+    return f"{number} {value['backbone']}{elsewhere} [{len(notes)}]"
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose columns line up; the first and the last to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    left = {0, len(header) - 1}
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (f"{c:<{w}}" if i in left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ("-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths))
+    return [line(header), f"| {' | '.join(rule)} |", *map(line, rows)]

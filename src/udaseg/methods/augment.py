@@ -1,0 +1,107 @@
+"""Photometric augmentation on the training device. Images are (B, 3, H, W) RGB in 0..1; labels are never touched.
+
+Parameters are drawn on the CPU from the given generators, so that nothing waits for the device. Sources: DAFormer's released
+configuration; docs/methods/self_training.md sections 1.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+BLUR_RADIUS = 6  # 13 taps: for sigma <= 1.15 within 8e-7 of the published kernel of a tenth of the image
+
+
+def photometric_distortion(images: Tensor, rngs: list[np.random.Generator]) -> Tensor:
+    """Brightness +-32/255, contrast and saturation x 0.5..1.5, hue +-0.1 turns, each with p = 1/2, per image.
+
+    Contrast comes before or after the change of saturation and hue, by a coin (DAFormer, source-only training).
+    """
+    return torch.stack([_distort(image, rng) for image, rng in zip(images, rngs, strict=True)])
+
+
+def _distort(image: Tensor, rng: np.random.Generator) -> Tensor:
+    brightness, contrast, saturation, hue = rng.random(4) < 0.5
+    contrast_first = rng.random() < 0.5
+    add, factor = float(rng.uniform(-32, 32)) / 255, float(rng.uniform(0.5, 1.5))
+    scale, shift = float(rng.uniform(0.5, 1.5)), float(rng.integers(-18, 18)) / 180  # OpenCV hue: 180 steps a turn
+    if brightness:
+        image = (image + add).clamp(0, 1)
+    if contrast and contrast_first:
+        image = (image * factor).clamp(0, 1)
+    if saturation:
+        image = scale_saturation(image, scale)
+    if hue:
+        image = TF.adjust_hue(image, shift)
+    if contrast and not contrast_first:
+        image = (image * factor).clamp(0, 1)
+    return image
+
+
+def scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Multiply the saturation S of HSV by `factor`, clipped to 1; hue and value stay (torchvision mixes with grey instead).
+
+    In RGB: every channel moves away from the maximum V by the same factor, at most until S = 1 (the smallest channel is 0).
+    """
+    value = image.amax(dim=-3, keepdim=True)
+    chroma = value - image.amin(dim=-3, keepdim=True)
+    largest = value / chroma.clamp(min=1e-6)
+    return value - (value - image) * largest.clamp(max=factor)
+
+
+def strong_augment(
+    images: Tensor,
+    gates: np.random.Generator,
+    rngs: list[np.random.Generator],
+    jitter: tuple[float, float],
+    blur: tuple[float, tuple[float, float]],
+) -> Tensor:
+    """Colour jitter and Gaussian blur; each is switched once for the whole batch, its strength drawn per image.
+
+    Args:
+        images: (B, 3, H, W).
+        gates: generator of the batch (the same on every rank).
+        rngs: one generator per image.
+        jitter: probability, and strength of brightness, contrast, saturation and hue.
+        blur: probability, and range of sigma in pixels.
+    """
+    jittered, blurred = gates.random() < jitter[0], gates.random() < blur[0]
+    if jittered:
+        images = torch.stack([_jitter(image, rng, jitter[1]) for image, rng in zip(images, rngs, strict=True)])
+    if blurred:
+        sigma = torch.tensor([rng.uniform(*blur[1]) for rng in rngs], dtype=images.dtype)
+        images = gaussian_blur(images, sigma.to(images.device, non_blocking=True))
+    return images
+
+
+def _jitter(image: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
+    """torchvision's ColorJitter (multiplicative; kornia 0.5.8 of the official code shifted brightness) in random order."""
+    brightness, contrast, saturation = (float(f) for f in rng.uniform(1 - strength, 1 + strength, 3))
+    hue = float(rng.uniform(-strength, strength))
+    changes = (
+        lambda x: TF.adjust_brightness(x, brightness),
+        lambda x: TF.adjust_contrast(x, contrast),
+        lambda x: TF.adjust_saturation(x, saturation),
+        lambda x: TF.adjust_hue(x, hue),
+    )
+    for k in rng.permutation(4):
+        image = changes[k](image)
+    return image
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur image i with standard deviation sigma[i] pixels: two one-dimensional passes, reflected borders."""
+    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (x / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3B, 13)
+    batch, channels, height, width = images.shape
+    pad = (BLUR_RADIUS,) * 4
+    flat = F.pad(images, pad, mode="reflect").reshape(
+        1, batch * channels, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS
+    )
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels)
+    return flat.reshape(batch, channels, height, width)

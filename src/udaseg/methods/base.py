@@ -1,0 +1,128 @@
+"""What the trainer knows of a method, and what the self-training step knows of a term.
+
+A method is one nn.Module: whatever must survive a step is a parameter or a buffer, so that it is saved, moved and resumed
+with it. Random numbers come from `stream`, a function of (seed, step, purpose): nothing needs to be remembered.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from udaseg.data.sampling import Views
+from udaseg.models import Output, Segmenter
+from udaseg.params import Run
+
+Losses = dict[str, Tensor]
+
+
+@dataclass
+class Batch:
+    """One micro-batch on the training device. Images are RGB in 0..1, not normalised.
+
+    Attributes:
+        index: (B,) number of each pair in the run; seeds whatever is random about it.
+        image, label: (B, 3, H, W) and (B, H, W) of the labelled domain, label in class space, 255 = ignore.
+        target: (B, 3, H, W) of the target domain, or None.
+    """
+
+    index: list[int]
+    image: Tensor
+    label: Tensor
+    target: Tensor | None
+
+
+def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """Independent random numbers for each (seed, purpose, numbers), the same in every process."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
+
+
+class Method(nn.Module):
+    """One training method. Subclasses implement `losses` and, where they differ, the rest."""
+
+    def __init__(self, student: Segmenter, run: Run) -> None:
+        super().__init__()
+        self.student = student
+        self.run = run
+        self.classes = len(run.classes)
+
+    def views(self) -> Views:
+        """What the loader delivers."""
+        return Views()
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Weighted losses by name, one dictionary for each student pass.
+
+        The trainer back-propagates each dictionary's sum and drops its graph before it asks for the next, so that only one
+        pass is in memory; then one optimizer step.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer has moved the student in step `step` (0-based)."""
+
+    def scored(self) -> dict[str, nn.Module]:
+        """The networks to save and score, by prefix: "" is the headline, "teacher." stands beside it."""
+        return {"": self.student}
+
+
+class Term(nn.Module):
+    """A contrastive term on top of the self-training step: one file per paper. Losses come weighted."""
+
+    def __init__(self, student: Segmenter, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def before(self, batch: Batch, step: int) -> None:
+        """Without gradient, before any student pass: statistics, extra teacher passes."""
+
+    def on_source(self, batch: Batch, output: Output, step: int) -> Losses:
+        """From the student's pass over the source images."""
+        return {}
+
+    def on_mixed(self, batch: Batch, output: Output, label: Tensor, weight: Tensor, step: int) -> Losses:
+        """From the student's pass over the mixed images, with mixed labels and pixel weights (B, H, W)."""
+        return {}
+
+    def own_passes(self, batch: Batch, step: int) -> Iterator[Losses]:
+        """Student passes of the term's own, one dictionary each."""
+        yield from ()
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer step."""
+
+
+class Averaged(nn.Module):
+    """An exponential moving average of a module's parameters: the teacher of Mean Teacher.
+
+    decay(t) = min(1 - 1/(t+1), 1 - 1/(horizon * steps)) with the update number t (DACS; oracle O4). Parameters only: buffers
+    (running statistics) are neither averaged nor copied, as in the DAFormer family; the teacher moves its own.
+    """
+
+    def __init__(self, source: nn.Module, horizon: float, steps: int) -> None:
+        """`horizon` is the averaging time as a fraction of a run of `steps`: 0.025 of 40 000 gives the papers' 0.999."""
+        super().__init__()
+        self.module = copy.deepcopy(source).requires_grad_(False)
+        self.limit = 1 - 1 / max(horizon * steps, 1.0)
+
+    def decay(self, t: int) -> float:
+        return min(1 - 1 / (t + 1), self.limit)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, t: int) -> None:
+        """Move towards `source` in one fused call; t = 0 copies it."""
+        torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), 1 - self.decay(t))
+
+    def as_teacher(self) -> nn.Module:
+        """The average in training mode without dropout and drop-path: batch statistics, nothing random (DACS)."""
+        self.module.train()
+        for child in self.module.modules():
+            if type(child).__name__.startswith("Drop"):
+                child.eval()
+        return self.module

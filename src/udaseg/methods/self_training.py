@@ -1,0 +1,128 @@
+"""Self-training with an averaged teacher and class-mixed images: DACS (WACV 2021), DAFormer (CVPR 2022).
+
+Step (docs/methods/self_training.md section 3, equations of DAFormer):
+source loss eq. (1) and feature distance eq. (12)-(13) -> teacher's pseudo-labels eq. (2), weight q eq. (3) -> ClassMix ->
+mixed loss eq. (4) -> teacher update eq. (5). Contrastive terms (one file per paper) hook into the two student passes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.data.sampling import Views
+from udaseg.losses.segmentation import cell_labels, feature_distance
+from udaseg.methods.augment import strong_augment
+from udaseg.methods.base import Averaged, Batch, Losses, Method, Term, stream
+from udaseg.methods.mixing import class_mask, paste, pseudo_labels, without_border
+from udaseg.models import Segmenter, build_model, load_encoder_weights
+from udaseg.params import Run, SelfTraining
+
+
+class SelfTrainingStep(Method):
+    is_thing: Tensor  # (256,) label -> thing class?
+
+    def __init__(self, student: Segmenter, run: Run) -> None:
+        super().__init__(student, run)
+        self.p = typing.cast(SelfTraining, run.method)
+        self.per_image = self.p.variant == "paper"  # released: one q and one set of classes for the whole batch
+        self.teacher = Averaged(student, self.p.teacher_horizon, run.train.steps)
+        self.terms = nn.ModuleDict(
+            {name: importlib.import_module(f"udaseg.methods.{name}").TERM(student, run) for name in self.p.terms}
+        )
+        self.imagenet = self._imagenet_encoder() if self.p.feature_distance and run.from_imagenet else None
+        is_thing = torch.zeros(256, dtype=torch.bool)
+        is_thing[list(run.classes.things)] = True
+        self.register_buffer("is_thing", is_thing, persistent=False)
+
+    def _imagenet_encoder(self) -> nn.Module:
+        """The frozen reference of the feature distance: the encoder as ImageNet left it."""
+        reference = build_model(self.run.benchmark.model, self.classes)
+        load_encoder_weights(reference, self.run.benchmark.model, "imagenet")
+        return reference.encoder.requires_grad_(False)
+
+    def views(self) -> Views:
+        return Views(crop_max_ratio=self.p.crop_max_ratio, rare_class_temperature=self.p.rare_class_temperature)
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        terms = [typing.cast(Term, term) for term in self.terms.values()]
+        for term in terms:
+            with torch.no_grad():
+                term.before(batch, step)
+
+        image = batch.image if self.p.source_view == "weak" else self.strong(batch.image, "source", batch, step)
+        source = self.student.normalise(image)
+        output = self.student(source, domain="source")
+        losses = {"source": self.student.loss(output, batch.label)}
+        if self.imagenet is not None:
+            losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
+        for term in terms:
+            losses |= term.on_source(batch, output, step)
+        yield losses
+        del output, losses  # the graph of this pass must not outlive it
+
+        mixed, label, weight = self.mix(batch, step)
+        output = self.student(self.student.normalise(mixed), domain="target")
+        losses = {"mixed": self.student.loss(output, label, weight)}
+        for term in terms:
+            losses |= term.on_mixed(batch, output, label, weight, step)
+        yield losses
+        del output, losses
+        for term in terms:
+            yield from term.own_passes(batch, step)
+
+    @torch.no_grad()
+    def pseudo_labels(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's labels (B, H, W) of unaugmented target images and their pixel weights (B, H, W), eq. (2) and (3)."""
+        teacher = typing.cast(Segmenter, self.teacher.as_teacher())
+        logits = teacher.predict(teacher.normalise(target), (target.shape[-2], target.shape[-1]))
+        label, q = pseudo_labels(logits, self.p.threshold, per_image=self.per_image)
+        border = self.run.train.border
+        return label, without_border(q[:, None, None].expand(label.shape), border.top, border.bottom)
+
+    @torch.no_grad()
+    def mix(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixed images (B, 3, H, W) with strong augmentation, their labels and pixel weights (B, H, W)."""
+        assert batch.target is not None
+        pseudo, weight = self.pseudo_labels(batch.target)
+        keys = torch.stack(
+            [torch.from_numpy(stream(self.run.seed, "classmix", n).random(self.classes + 1)) for n in batch.index]
+        ).to(batch.label.device, torch.float32, non_blocking=True)
+        mask = class_mask(batch.label, keys, per_image=self.per_image)
+        image = paste(mask, batch.image, batch.target)
+        label = paste(mask, batch.label, pseudo)
+        return self.strong(image, "mixed", batch, step), label, paste(mask, torch.ones_like(weight), weight)
+
+    @torch.no_grad()
+    def strong(self, images: Tensor, purpose: str, batch: Batch, step: int) -> Tensor:
+        seed, p = self.run.seed, self.p
+        rngs = [stream(seed, purpose, n) for n in batch.index]
+        gates = stream(seed, purpose + " gates", step)
+        return strong_augment(images, gates, rngs, (p.jitter.p, p.jitter.strength), (p.blur.p, p.blur.sigma))
+
+    def distance(self, source: Tensor, features: Tensor, label: Tensor) -> Tensor:
+        """Feature distance to ImageNet on cells of thing classes (eq. 12; section 3.3)."""
+        assert self.imagenet is not None
+        with torch.no_grad():
+            reference = self.imagenet.eval()(source)[-1]
+            cells = cell_labels(
+                label, (features.shape[-2], features.shape[-1]), self.classes, self.p.feature_distance_ratio
+            )
+            mask = self.is_thing[cells]
+        return feature_distance(features, reference, mask)
+
+    def after_step(self, step: int) -> None:
+        # t = step + 1: the teacher that labels the next step has seen this one (t = 0 is the copy it was built as)
+        self.teacher.update(self.student, step + 1)
+        for term in self.terms.values():
+            typing.cast(Term, term).after_step(step)
+
+    def scored(self) -> dict[str, nn.Module]:
+        return {"": self.student, "teacher.": self.teacher.module}
+
+
+METHOD = SelfTrainingStep

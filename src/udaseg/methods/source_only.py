@@ -1,0 +1,36 @@
+"""Source-only training: cross-entropy on labelled source images, the floor of every comparison.
+
+D = DAFormer's configuration (docs/methods/source_only.md). No target image is seen; no rare class sampling.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+
+from udaseg.data.sampling import Views
+from udaseg.methods.augment import photometric_distortion
+from udaseg.methods.base import Batch, Losses, Method, stream
+from udaseg.models import Segmenter
+from udaseg.params import Run, Supervised
+
+
+class SourceOnly(Method):
+    labelled = "source"
+
+    def __init__(self, student: Segmenter, run: Run) -> None:
+        super().__init__(student, run)
+        self.p = typing.cast(Supervised, run.method)
+
+    def views(self) -> Views:
+        return Views(labelled=self.labelled, unlabelled=False, crop_max_ratio=self.p.crop_max_ratio)
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
+        image = batch.image
+        if self.p.photometric:  # D sec. 1.1: only where no strong augmentation follows
+            image = photometric_distortion(image, [stream(self.run.seed, "photometric", n) for n in batch.index])
+        output = self.student(self.student.normalise(image), domain=self.labelled)
+        yield {"supervised": self.student.loss(output, batch.label)}
+
+
+METHOD = SourceOnly

@@ -1,0 +1,100 @@
+"""One process or many: sums over ranks, and batch normalisation with the statistics of the global batch.
+
+torch's own SyncBatchNorm refuses CPU tensors; the one below serves both, so that two CPU ranks can test what GPUs run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def join(device: torch.device) -> None:
+    """Join the group that torchrun started (no-op for a single process)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum over ranks, without gradient. The tensor itself is left alone."""
+    if world() == 1:
+        return tensor
+    tensor = tensor.detach().clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over ranks, in one all-reduce. A parameter unused on one rank counts as 0 there."""
+    if world() == 1:
+        return
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world()
+    torch._foreach_copy_(
+        gradients, [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+    )
+
+
+def _global_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Training-mode batch normalisation of (B, C, H, W) with mean and variance over the batches of all ranks."""
+    xf = x.float()
+    count = xf.numel() // xf.shape[1] * world()
+    mean = all_reduce(xf.sum(dim=(0, 2, 3))) / count
+    centred = xf - mean[:, None, None]
+    var = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+    if norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None:
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.detach(), norm.momentum)
+            norm.running_var.lerp_(var.detach() * (count / max(count - 1, 1)), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    out = centred * (var + norm.eps).rsqrt()[:, None, None]
+    if norm.affine:
+        out = out * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return out.to(x.dtype)
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of the batch over all ranks, with exact gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _global_batch_norm(self, x) if self.training else super().forward(x)
+
+
+class GlobalBatchNormAct(BatchNormAct2d):
+    """The same for timm's BatchNorm2d with an activation behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(_global_batch_norm(self, x))) if self.training else super().forward(x)
+
+
+def use_global_batch_norm(module: nn.Module) -> nn.Module:
+    """Give every BatchNorm2d below `module` the statistics of all ranks (in place, parameters kept); no-op for one rank."""
+    if world() > 1:
+        for child in module.modules():
+            if type(child) in (nn.BatchNorm2d, BatchNormAct2d):
+                child.__class__ = GlobalBatchNorm if type(child) is nn.BatchNorm2d else GlobalBatchNormAct
+    return module

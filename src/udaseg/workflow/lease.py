@@ -1,0 +1,145 @@
+"""Hold free GPUs while a command runs. Snakemake only counts GPUs; which one a job gets is decided here.
+
+A device is held by a file lock, which the kernel drops with the last process that has it, so nothing is ever stale.
+Several workflows, `dvc repro` and runs by hand share the devices of a machine in this way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from udaseg.errors import UserError
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+log = logging.getLogger("udaseg")
+
+
+def with_gpus(count: int, command: list[str]) -> int:
+    """Run `command` while holding `count` devices of the pool (or all, if it has fewer); returns the command's exit code.
+
+    The command sees its devices as CUDA_VISIBLE_DEVICES, none if `count` is 0 or the pool is empty. Holding more than one,
+    `python -m <module> ...` is started once for each device by torchrun.
+
+    Raises:
+        UserError: no command, or one that cannot be started.
+    """
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        raise UserError("no command given; say for example `udaseg with-gpus 1 -- python -m udaseg train ...`")
+    devices, locks = hold(pool(), count)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if len(devices) > 1 and command[1:2] == ["-m"]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
+        command = [command[0], *launcher, *command[1:]]
+        environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in SIGNALS)
+    # The child inherits the locks: should this process be killed, the devices stay taken as long as the child uses them.
+    return forward(command, environment, locks)
+
+
+def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> int:
+    """Run a command, hand on signals, return its exit code (128 + n if signal n ended it)."""
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came before the child was there
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    former = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        process = subprocess.Popen(command, env=environment, pass_fds=handles)
+        for number in early:
+            process.send_signal(number)
+        code = process.wait()
+    except OSError as error:
+        raise UserError(f"{command[0]}: cannot be started ({error.strerror}); check the command") from None
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def pool() -> list[str]:
+    """Devices to share: UDASEG_GPU_POOL, else CUDA_VISIBLE_DEVICES (Slurm sets it), else all of the machine."""
+    for name in ("UDASEG_GPU_POOL", "CUDA_VISIBLE_DEVICES"):
+        if name in os.environ:
+            listed = [word.strip() for word in os.environ[name].split(",")]
+            return [word for word in listed if word and word not in ("-1", "NoDevFiles")]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []  # no driver: a machine without GPUs
+    return done.stdout.split()
+
+
+def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
+    """Wait until `count` of `devices` are free and lock them.
+
+    Only the holder of one mutex takes devices, so two waiting processes never hold half of what the other needs, and a
+    large request is not overtaken for ever by small ones.
+
+    Returns:
+        the devices, and the file descriptors that hold them.
+    """
+    count = min(count, len(devices))
+    if count <= 0:
+        return [], []
+    folder = lock_folder()
+    mutex = os.open(folder / "mutex", os.O_RDWR | os.O_CREAT, 0o600)
+    held: dict[str, int] = {}
+    try:
+        if not lock(mutex, wait=False):
+            log.info("waiting for a GPU of %s", ", ".join(devices))
+            lock(mutex, wait=True)
+        told = False
+        while True:
+            for device in devices:
+                if device in held or len(held) == count:
+                    continue
+                handle = os.open(folder / device.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
+                if lock(handle, wait=False):
+                    held[device] = handle
+                else:
+                    os.close(handle)
+            if len(held) == count:
+                return list(held), list(held.values())
+            if not told:
+                log.info("waiting for %d of the GPUs %s", count, ", ".join(devices))
+                told = True
+            time.sleep(0.2)
+    finally:
+        os.close(mutex)
+
+
+def lock(handle: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_folder() -> Path:
+    """One for each user and machine; inside a Slurm job one for each job, because Slurm numbers every job's devices from 0."""
+    name = f"udaseg-gpus-{os.getuid()}-{socket.gethostname()}"
+    if job := os.environ.get("SLURM_JOB_ID"):
+        name += f"-job{job}"
+    folder = Path(tempfile.gettempdir()) / name
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); set TMPDIR to a folder that you may write") from None
+    return folder

@@ -1,0 +1,164 @@
+"""Means, intervals and paired gains against values worked out by hand; the table; the selected method."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from udaseg.artifacts import write_json, write_text
+from udaseg.errors import UserError
+from udaseg.evaluation import compare, tables
+from udaseg.params import Params
+
+MakeParams = Callable[..., Params]
+FOLDER = Path("results/streets")
+
+
+def put(method: str, seed: int, miou: float, benchmark: str = "streets", **more: Any) -> None:
+    metrics = {"miou": miou, "miou19": miou, "iou": {"road": miou + 1, "car": miou - 1}, "other": {}} | more
+    write_json(Path("results", benchmark, method, f"seed{seed}", "metrics.json"), metrics)
+
+
+def three_seeds() -> None:
+    for seed, (source_only, self_training, oracle) in enumerate(
+        [(30.0, 40.0, 60.0), (31.0, 42.0, 62.0), (35.0, 44.0, 64.0)]
+    ):
+        put("source_only", seed, source_only)
+        put("self_training", seed, self_training, miou13=50.0, other={"teacher": {"miou": self_training + seed}})
+        put("oracle", seed, oracle)
+
+
+def summary() -> dict[str, Any]:
+    found = json.loads((FOLDER / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_three_seeds_by_hand(make_params: MakeParams) -> None:
+    three_seeds()
+    text = compare.compare_benchmark(make_params(seeds=[0, 1, 2]), "streets")
+    found = summary()
+    assert found["benchmark"] == "streets" and found["protocol"] == "matched" and found["seeds"] == [0, 1, 2]
+    methods = found["methods"]
+    # t(0.975, 2) = 4.302653; 4.302653 * 2 / sqrt(3) = 4.968275
+    assert methods["self_training"]["miou"] == {"mean": 42.0, "std": 2.0, "n": 3, "ci95": [37.0317, 46.9683]}
+    assert methods["self_training"]["gain"] is None  # the reference itself
+    # differences -10, -11, -9: t = -17.3205, and for two degrees of freedom p = 1 - |t| / sqrt(2 + t^2)
+    assert methods["source_only"]["gain"] == {
+        **{"mean": -10.0, "std": 1.0, "n": 3, "ci95": [-12.4841, -7.5159]},
+        "p": pytest.approx(0.003317, abs=1e-6),
+    }
+    # the same difference for every seed has no spread, so that t has no value
+    assert methods["oracle"]["gain"] == {"mean": 20.0, "std": 0.0, "n": 3, "ci95": [20.0, 20.0], "p": None}
+    assert methods["self_training"]["iou"] == {"road": 43.0, "car": 41.0}
+    assert methods["self_training"]["other"]["teacher"]["miou"]["mean"] == 43.0
+    assert methods["self_training"]["miou13"]["mean"] == 50.0 and "miou13" not in methods["oracle"]
+    assert all(block["published"] is None for block in methods.values())
+
+    assert (FOLDER / "summary.md").read_text() == text
+    assert "42.00 ± 2.00 (3)" in text and "-10.00 [-12.48, -7.52]" in text and "reference" in text
+    assert "synthetic images" in text and "seeds 0, 1, 2" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 5 and len({len(row) for row in rows}) == 1
+    header = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    assert header == ["method", "mIoU", "gain [95 %]", "mIoU13", "teacher", "published"]
+
+    with (FOLDER / "summary.csv").open() as handle:
+        table = {row["method"]: row for row in csv.DictReader(handle)}
+    assert table["source_only"]["gain_low"] == "-12.4841" and table["source_only"]["iou.road"] == "33.0"
+    assert table["self_training"]["gain_mean"] == "" and table["self_training"]["published"] == ""
+
+
+def test_one_seed_has_no_interval(make_params: MakeParams) -> None:
+    three_seeds()
+    text = compare.compare_benchmark(make_params(), "streets")
+    block = summary()["methods"]["source_only"]
+    assert block["miou"] == {"mean": 30.0, "std": None, "n": 1, "ci95": None}
+    assert block["gain"] == {"mean": -10.0, "std": None, "n": 1, "ci95": None, "p": None}
+    assert "One seed: no standard deviation and no interval." in text
+    assert "±" not in text and "-10.00 |" in text
+
+
+def test_two_seeds(make_params: MakeParams) -> None:
+    three_seeds()
+    compare.compare_benchmark(make_params(seeds=[0, 1]), "streets")
+    # std = sqrt(2), t(0.975, 1) = 12.706205: half an interval is 12.706205
+    assert summary()["methods"]["oracle"]["miou"] == {"mean": 61.0, "std": 1.4142, "n": 2, "ci95": [48.2938, 73.7062]}
+
+
+def test_without_the_reference_there_is_no_gain(make_params: MakeParams) -> None:
+    three_seeds()
+    text = compare.compare_benchmark(make_params(methods=["source_only", "oracle"]), "streets")
+    found = summary()
+    assert found["reference"] is None and found["methods"]["oracle"]["gain"] is None
+    assert "reference" not in text
+
+
+def test_a_class_that_one_seed_lacks(make_params: MakeParams) -> None:
+    three_seeds()
+    put("oracle", 1, 62.0, iou={"road": 70.0})
+    compare.compare_benchmark(make_params(seeds=[0, 1]), "streets")
+    assert summary()["methods"]["oracle"]["iou"] == {"road": 65.5, "car": 59.0}
+
+
+def test_missing_and_damaged_scores(make_params: MakeParams) -> None:
+    three_seeds()
+    path = FOLDER / "oracle" / "seed1" / "metrics.json"
+    command = "udaseg evaluate --benchmark streets --method oracle --seed 1"
+    path.unlink()
+    with pytest.raises(UserError, match=rf"oracle/seed1/metrics.json: not found.*run `{command}`"):
+        compare.compare_benchmark(make_params(seeds=[0, 1]), "streets")
+    assert not (FOLDER / "summary.json").exists()
+    for damaged in ("{", "{}", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=rf"oracle/seed1/metrics.json: .*{command}"):
+            compare.compare_benchmark(make_params(seeds=[0, 1]), "streets")
+
+
+def test_published_numbers_stand_beside(make_params: MakeParams) -> None:
+    for method in ("source_only", "self_training", "self_training-dacs"):
+        put(method, 0, 50.0, "gta2cityscapes")
+        put(method, 0, 50.0, "cityscapes2darkzurich")
+    methods = ["source_only", "self_training", "self_training-dacs"]
+    text = compare.compare_benchmark(make_params(methods=methods), "gta2cityscapes")
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "68.3 DAFormer (MiT-B5) [2]" in lines["self_training"]
+    assert "52.1 DeepLab-V2 (ResNet-101) [3]" in lines["self_training-dacs"]
+    assert "not readable DAFormer (MiT-B5) [1]" in lines["source_only"]
+    assert "[2] paper mean over seeds; mIoU: lhoyer/DAFormer README.md:90-99" in text
+    assert "0.0 " not in text.replace("50.0", "")
+    text = compare.compare_benchmark(make_params(methods=methods), "cityscapes2darkzurich")
+    assert "53.8 DAFormer (MiT-B5) on dark_zurich/test" in text
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert lines["self_training-dacs"].rstrip("| ").endswith("| -")  # DACS is not DAFormer
+
+
+def test_quantiles_of_student() -> None:
+    for freedom, value in ((1, 12.706205), (2, 4.302653), (4, 2.776445), (9, 2.262157)):
+        assert compare.quantile(freedom) == pytest.approx(value, abs=1e-6)
+
+
+def test_select(make_params: MakeParams) -> None:
+    p = make_params(seeds=[2, 0])
+    run = FOLDER / "self_training" / "seed2"
+    put("self_training", 2, 41.0)
+    with pytest.raises(UserError, match=r"history.csv: not found; run `udaseg train .*--seed 2` first"):
+        compare.select(p)
+    for name in ("history.csv", "confusion.csv"):
+        write_text(run / name, f"{name}\n")
+    with pytest.raises(UserError, match=r"iou.json: not found; run `udaseg evaluate .*--seed 2` first"):
+        compare.select(p)
+    assert not compare.SELECTED.exists()
+    write_json(run / "iou.json", [{"class": "road", "iou": 42.0}])
+    assert compare.select(p) == Path("results/selected/metrics.json")
+    for name in ("metrics.json", "iou.json", "confusion.csv", "history.csv"):
+        assert (compare.SELECTED / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_table_of_no_methods_with_a_value() -> None:
+    assert tables.score(None) == tables.gain(None) == "-"

@@ -1,0 +1,168 @@
+"""The parameter loader: every wrong file is answered in one line that names the place, what was found and expected."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from udaseg import params
+from udaseg.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(RAW)
+    *parents, last = path.split("/")
+    block = raw
+    for key in parents:
+        block = block[key]
+    if value is ...:
+        del block[last]
+    else:
+        block[last] = value
+    return raw
+
+
+@pytest.mark.parametrize("file", ["params.yaml", ".test/params.yaml"])
+def test_shipped_files_resolve_every_run(file: str) -> None:
+    p = params.load(ROOT / file)
+    hashes = {}
+    for benchmark in p.benchmarks:
+        for method in p.methods:
+            run = p.resolve(benchmark, method, 0)
+            hashes[benchmark, method] = run.hash
+            assert run.init in ("imagenet", "source_only", "none")
+    assert len(set(hashes.values())) == len(hashes), "two runs of different recipes share a hash"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("methods/self_training/treshold", 0.9, ["unknown key 'treshold'", "threshold"]),
+        ("run/methds", [], ["unknown key 'methds'", "methods"]),
+        ("bench", {}, ["unknown key 'bench'", "benchmarks"]),
+        ("run/methods", ["sorce_only"], ["run.methods", "sorce_only", "source_only"]),
+        ("run/benchmarks", ["street"], ["run.benchmarks", "streets"]),
+        ("run/benchmarks", [], ["run.benchmarks", "at least one"]),
+        ("run/seeds", [0, 0], ["run.seeds", "none twice"]),
+        ("run/seeds", ["zero"], ["run.seeds[0]", "'zero'", "an integer"]),
+        ("run/threads", True, ["run.threads", "True", "an integer"]),
+        ("run/threads", ..., ["run", "`threads` is missing"]),
+        ("run/device", "gpu", ["run.device", "'gpu'", "auto or cpu or cuda"]),
+        ("methods/self_training/threshold", "high", ["methods.self_training.threshold", "'high'", "a number"]),
+        ("methods/self_training/terms", ["sepicoo"], ["terms", "sepicoo"]),
+        ("methods/Sepico", {}, ["'Sepico'", "small letters"]),
+        ("methods/magic", {}, ["unknown method 'magic'"]),
+        ("methods/source_only/init", "source_only", ["cannot start from itself"]),
+        ("benchmarks/streets/size/source", "256", ["size.source", "'256'", "512x256"]),
+        ("benchmarks/streets/source", "streets_gam/train", ["streets_gam", "streets_game"]),
+        ("benchmarks/streets/source", "streets_game", ["dataset/split"]),
+        ("benchmarks/streets/classes", "cityscapes20", ["cityscapes20", "cityscapes19"]),
+        ("benchmarks/streets/train/steps", 0, ["at least 1"]),
+        ("benchmarks/streets/train/accumulate", 3, ["multiple of accumulate"]),
+        ("benchmarks/streets/train/optimizer/lr", "1e-4", ["optimizer.lr", "'1e-4'", "1.0e-5"]),
+        ("benchmarks/streets/test/mode", "slide", ["window"]),
+        ("select/method", "nothing", ["select.method", "nothing"]),
+        ("datasets/camvid/format", "camvi", ["datasets.camvid.format", "camvid"]),
+    ],
+)
+def test_wrong_values_are_named(path: str, value: Any, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        params.check(changed(path, value))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        params.load(tmp_path / "params.yaml")
+    for text, words in [("run: [", "not valid YAML"), ("- 1", "expected keys"), ("", "expected keys")]:
+        (tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(UserError, match=words) as caught:
+            params.load(tmp_path / "params.yaml")
+        assert "\n" not in str(caught.value)
+
+
+def test_imagenet_start_needs_weights() -> None:
+    p = params.check(changed("benchmarks/streets/init", {}))
+    with pytest.raises(UserError, match=r"model\.weights is none"):
+        p.resolve("streets", "oracle", 0)
+
+
+def leaves(block: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(block, dict) and block:
+        return [leaf for key, value in block.items() for leaf in leaves(value, (*path, str(key)))]
+    return [path]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(leaves(RAW)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2)
+    ),
+)
+def test_any_value_anywhere_is_accepted_or_answered_in_one_line(path: tuple[str, ...], value: Any) -> None:
+    raw = copy.deepcopy(RAW)
+    block = raw
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    try:
+        p = params.check(raw)
+    except UserError as error:
+        assert str(error).startswith("params.yaml") and "\n" not in str(error)
+    else:
+        assert isinstance(p, params.Params)
+
+
+def test_native_protocol_takes_the_methods_own_recipe() -> None:
+    raw = changed("methods/self_training/native", {"steps": 7})
+    assert (
+        params.check(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps
+        == RAW["benchmarks"]["camvid_day2dusk"]["train"]["steps"]
+    )
+    raw["run"]["protocol"] = "native"
+    assert params.check(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps == 7
+
+
+def test_hash_follows_what_decides_the_result_and_nothing_else() -> None:
+    def of(raw: dict[str, Any], method: str = "self_training") -> str:
+        return params.check(raw).resolve("streets", method, 0).hash
+
+    base = of(RAW)
+    for path, value in [
+        ("run/device", "cpu"),
+        ("run/workers", 0),
+        ("run/gpus_per_run", 4),
+        ("benchmarks/streets/train/log_every", 7),
+        ("benchmarks/streets/test/flip", True),
+        ("methods/oracle/photometric", False),
+    ]:
+        changed_hash = (
+            of(changed(path, value))
+            if path != "methods/oracle/photometric"
+            else of(
+                {**RAW, "methods": {**RAW["methods"], "oracle": {**RAW["methods"]["oracle"], "photometric": False}}}
+            )
+        )
+        assert changed_hash == base, path
+    for path, value in [
+        ("run/threads", 1),
+        ("benchmarks/streets/train/steps", 401),
+        ("benchmarks/streets/model/width", 32),
+        ("datasets/streets_photo/seed", 9),
+        ("methods/self_training/threshold", 0.9),
+        ("methods/source_only/crop_max_ratio", 0.5),  # through pretraining
+    ]:
+        assert of(changed(path, value)) != base, path

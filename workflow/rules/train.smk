@@ -1,0 +1,81 @@
+# run.json, which tells when, where and how long, is written beside the results but is no output: it never repeats itself.
+
+
+rule pretrain:
+    input:
+        data="data/{benchmark}/data.json",
+        code=plan.code("data", "models", "losses", "methods", "engine", "ranks.py"),
+    output:
+        model="results/{benchmark}/pretrained/seed{seed}/model.safetensors",
+        history="results/{benchmark}/pretrained/seed{seed}/history.csv",
+    log:
+        "logs/pretrain/{benchmark}/seed{seed}.log",
+    benchmark:
+        "benchmarks/pretrain/{benchmark}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: P.run.threads + P.run.workers
+    resources:
+        gpu=GPUS,
+        mem_mb=24000,
+        runtime=2880,
+    params:
+        values=lambda wc: plan.values(
+            P,
+            f"benchmarks.{wc.benchmark}.source",
+            f"benchmarks.{wc.benchmark}.target",
+            f"benchmarks.{wc.benchmark}.size",
+            f"benchmarks.{wc.benchmark}.classes",
+            f"benchmarks.{wc.benchmark}.init",
+            f"benchmarks.{wc.benchmark}.model",
+            f"benchmarks.{wc.benchmark}.train",
+            "methods.source_only",
+            "run.protocol",
+            "run.threads",
+        ),
+    message:
+        "training on the source of {wildcards.benchmark} alone, seed {wildcards.seed}"
+    shell:
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg pretrain --benchmark {wildcards.benchmark} "
+        "--seed {wildcards.seed} 2>&1 | logged {log} {wildcards.benchmark}/pretrained/{wildcards.seed}"
+
+
+rule train:
+    input:
+        data="data/{benchmark}/data.json",
+        start=lambda wc: plan.start(P.resolve(wc.benchmark, wc.method, int(wc.seed))),
+        code=plan.code("data", "models", "losses", "methods", "engine", "ranks.py"),
+    output:
+        model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
+        history="results/{benchmark}/{method}/seed{seed}/history.csv",
+    log:
+        "logs/train/{benchmark}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/train/{benchmark}/{method}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: P.run.threads + P.run.workers
+    resources:
+        gpu=GPUS,
+        mem_mb=24000,
+        runtime=2880,
+    params:
+        values=lambda wc: plan.values(
+            P,
+            f"benchmarks.{wc.benchmark}.source",
+            f"benchmarks.{wc.benchmark}.target",
+            f"benchmarks.{wc.benchmark}.size",
+            f"benchmarks.{wc.benchmark}.classes",
+            f"benchmarks.{wc.benchmark}.init",
+            f"benchmarks.{wc.benchmark}.model",
+            f"benchmarks.{wc.benchmark}.train",
+            f"methods.{wc.method}",
+            "run.protocol",
+            "run.threads",
+        ),
+    message:
+        "training {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
+    shell:
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg train --benchmark {wildcards.benchmark} "
+        "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
+        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}"
