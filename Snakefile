@@ -17,9 +17,8 @@ configfile: "params.yaml"
 
 try:
     P = plan.load(config)
-    if (
-        workflow.is_main_process
-    ):  # jobs on a cluster read this file too, while others are being recorded
+    # jobs on a cluster read this file too, while others are being recorded
+    if workflow.is_main_process:
         guard.check(plan.cached(P))
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -5,16 +5,24 @@ The result is {split: {name: (H, W) uint8 prepared values at delivered size, or 
 
 from __future__ import annotations
 
+import copy
+import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+import yaml
 from PIL import Image
 
+from udaseg import params
 from udaseg.data import camvid, formats
 from udaseg.data.labels import NAMES
+from udaseg.data.samples import Found
+from udaseg.params import Dataset, Size
 
 Labels = dict[str, dict[str, np.ndarray | None]]
 W, H = 48, 27
@@ -138,7 +146,7 @@ def acdc(root: Path) -> Labels:
     out: Labels = {}
     for k, condition in enumerate(("fog", "night", "rain", "snow")):
         for split in ("train", "val", "test"):
-            stem = f"GP01040{k}_frame_00000{'train val test'.split().index(split)}"
+            stem = f"GP01040{k}_frame_00000{['train', 'val', 'test'].index(split)}"
             photograph(root / "rgb_anon" / condition / split / f"GP01040{k}" / f"{stem}_rgb_anon.png")
             label = root / "gt" / condition / split / f"GP01040{k}" / f"{stem}_gt_labelTrainIds.png"
             ids = values(label, TRAIN_IDS)
@@ -187,7 +195,8 @@ DELIVER: dict[str, Callable[[Path], Labels]] = {
 
 def camvid_origin(folder: Path) -> Labels:
     """CamVid as its public repository lays it out."""
-    table, out = camvid.ORIGIN.table, {}
+    table = camvid.ORIGIN.table
+    out: Labels = {}
     for split, names in CAMVID_NAMES.items():
         for name in names:
             photograph(folder / split / f"{name}.png", camvid.SIZE)
@@ -207,3 +216,84 @@ def totals(labels: Labels) -> dict[str, dict[int, int]]:
         split: {v: int(sum((label == v).sum() for label in labels[split].values())) for v in (0, 10, 12, 255)}
         for split in ("train", "val", "test")
     }
+
+
+# --- helpers of several test files ----------------------------------------------------------------------------------
+
+RAW = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+KINDS = sorted(DELIVER)
+SMALL = Size(24, 14)
+FILES = ("images.zip", "labels.zip", "manifest.json")
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, kind: str, labels: Labels) -> None:
+    """The stand-in's counts take the place of the true ones."""
+    counts = {split: len(labels.get(split, ())) for split in formats.EXPECTED[kind]}
+    monkeypatch.setitem(formats.EXPECTED, kind, counts)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, kind: str, root: Path) -> Labels:
+    labels = DELIVER[kind](root)
+    expect(monkeypatch, kind, labels)
+    return labels
+
+
+def find(kind: str, root: Path, **keys: object) -> Found:
+    return formats.find(kind, Dataset(format=kind, root=str(root), **keys))  # type: ignore[arg-type]
+
+
+def zipped(folder: Path, archive: Path, inside: str = "") -> Path:
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                opened.write(path, inside + path.relative_to(folder).as_posix())
+    return archive
+
+
+def photos(root: Path, n: int, size: tuple[int, int] = (32, 24)) -> Dataset:
+    """A folder data set of three classes with labels."""
+    for k in range(n):
+        photograph(root / "images" / "train" / f"{k:03d}.png", size)
+        label = root / "labels" / "train" / f"{k:03d}.png"
+        grey(label, values(label, (0, 1, 2, 255), size))
+    return Dataset(
+        "folder", str(root), images="images/{split}", labels="labels/{split}", classes=("road", "sky", "car")
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def with_params(folder: Path, **datasets: Dataset) -> Path:
+    raw = copy.deepcopy(RAW)
+    for name, dataset in datasets.items():
+        block = {k: v for k, v in vars(dataset).items() if v}
+        raw["datasets"][name] = json.loads(json.dumps(block))
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return folder
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def two_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Params:
+    """`one` and `two` on a stand-in of Cityscapes, `streets` on procedural scenes."""
+    stand_in(monkeypatch, "cityscapes", tmp_path / "raw")
+    raw = copy.deepcopy(RAW)
+    raw["datasets"]["cityscapes"]["root"] = str(tmp_path / "raw")
+    raw["datasets"]["streets_game"]["count"] = {"train": 3}
+    raw["datasets"]["streets_photo"]["count"] = {"train": 2, "test": 2}
+    streets = {**raw["benchmarks"]["streets"], "size": {"source": "64x32", "target": "24x14"}}
+    city = {"source": "streets_game/train", "target": "cityscapes/train", "evaluate": ["cityscapes/val"]}
+    raw["benchmarks"] = {
+        "streets": {**streets, "size": {"source": "64x32", "target": "64x32"}},
+        "one": {**streets, **city},
+        "two": {**streets, **city},
+        "three": {**streets, **city, "evaluate": ["cityscapes/val", "streets_photo/test"], "target": "cityscapes/val"},
+    }
+    raw["benchmarks"]["three"]["size"] = {"source": "64x32", "target": "64x32"}
+    raw["benchmarks"]["four"] = {**streets, **city, "target": "cityscapes/val"}
+    raw["select"]["benchmark"] = "streets"
+    return params.check(raw)

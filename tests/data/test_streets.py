@@ -29,13 +29,9 @@ def pictures() -> Pictures:
 
 
 def test_class_numbers_are_those_of_the_label_table() -> None:
-    spelled = {"LIGHT": "traffic light", "SIGN": "traffic sign"}
-    for number, name in enumerate(
-        "ROAD SIDEWALK BUILDING WALL FENCE POLE LIGHT SIGN VEGETATION TERRAIN "
-        "SKY PERSON RIDER CAR TRUCK BUS TRAIN MOTORCYCLE BICYCLE".split()
-    ):
-        assert getattr(vocabulary, name) == number
-        assert NAMES[number] == spelled.get(name, name.lower())
+    short = {"traffic light": "LIGHT", "traffic sign": "SIGN"}
+    for number, name in enumerate(NAMES):
+        assert getattr(vocabulary, short.get(name, name.upper())) == number
 
 
 @settings(max_examples=12, deadline=None)
@@ -139,11 +135,11 @@ def test_labels_follow_the_edges_of_the_picture(pictures: Pictures, look: str) -
 def test_colour_is_not_the_label(pictures: Pictures, look: str) -> None:
     """Linear discriminant analysis on RGB, with and without class priors, stays weak.
 
-    It reaches __LINEAR__ mIoU where a small network (timm resnet10t with a 64-wide head, from a random start, 300 steps of 8 scenes at
-    256x128) reaches __CNN__ on game and on photo: less than 60 % of it, in either look.
+    Measured on 100 other scenes: __LINEAR__ mIoU on game and photo, where a small network (resnet10t, 64-wide head,
+    from a random start, 300 steps of 8 out of 400 scenes at 256x128, AdamW 4e-3) reaches __CNN__.
     """
     images, labels = pictures[look]
-    colour, label = images.reshape(-1, 3)[::7] / 255.0, labels.reshape(-1)[::7]
+    colour, label = images.reshape(-1, 3)[::7] / 255.0, labels.reshape(-1)[::7].astype(np.int64)
     colour, label = colour[label != VOID], label[label != VOID]
     share = np.bincount(label, minlength=19) / len(label)
     mean = np.stack([colour[label == c].mean(0) for c in range(19)])

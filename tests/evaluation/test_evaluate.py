@@ -295,3 +295,15 @@ def test_counts_of_two_ranks_add_up(
         assert images == 12
         shares.append(matrices[""])
     assert torch.equal(shares[0] + shares[1], expected(network, data["streets_photo"]))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_counts_the_same(make_params: MakeParams, data: dict[str, FakePrepared]) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        run = make_params(device=device).resolve("streets", "oracle", 0)
+        save(run, Tiny(0))
+        evaluate.evaluate_run(run)
+        found.append(result(run)["miou"])
+    assert found[0] == pytest.approx(found[1], abs=0.5)  # pixels on the border between two classes may change sides

@@ -2,7 +2,7 @@ rule evaluate:
     input:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
-        code=plan.code("data", "models", "evaluation", "engine/runtime.py", "ranks.py"),
+        code=plan.code("data", "models", "losses", "evaluation", "engine/runtime.py", "ranks.py"),
     output:
         metrics="results/{benchmark}/{method}/seed{seed}/metrics.json",
         confusion="results/{benchmark}/{method}/seed{seed}/confusion.csv",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -17,6 +19,10 @@ from udaseg import artifacts
 from udaseg.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError,
+    NotImplementedError,
+)  # fmt: skip
 Member = tuple[str, int]  # path inside the archive, size in bytes
 
 
@@ -56,8 +62,9 @@ def unpack(archive: Path, folder: Path, *, only: str = "") -> int:
                 ):
                     shutil.copyfileobj(source, target, 1 << 20)
             return len(missing)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{archive}: damaged or incomplete archive ({error}); download it again") from None
+    except DAMAGED as error:
+        first = str(error).split(":\n")[0]
+        raise UserError(f"{archive}: damaged or incomplete archive ({first}); download it again") from None
 
 
 def _present(path: Path, size: int) -> bool:

@@ -1,20 +1,19 @@
 """One image and its label, from the file as delivered to the prepared PNG. This runs in worker processes.
 
 Pillow does all of it: at 1914x1052 -> 1280x704 it is within a sixth of torchvision, and a worker need not import torch (two
-seconds, and more than a small data set takes). Only 16-bit labels (SYNTHIA) need torchvision: Pillow keeps the high byte alone.
+seconds, and more than a small data set takes).
 Images are shrunk with Pillow's bilinear filter, whose support grows with the factor (antialias). Labels take the value under
 the centre of the new pixel, so image and label stay aligned: source index = floor((i + 0.5) * old / new).
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,27 +211,20 @@ def _indices(path: Path) -> np.ndarray:
 
 
 def _sixteen_bit(path: Path) -> np.ndarray:
-    """(H, W) uint16 first channel of a 16-bit RGB PNG."""
-    torch, decode_png = _torch()
-    try:
-        values = decode_png(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8))
-    except RuntimeError as error:
-        raise Unusable(f"label {path.name} cannot be read ({_line(error)}); replace it") from None
-    if values.dtype != torch.uint16 or len(values) != 3:
-        raise Unusable(
-            f"label {path.name} has {len(values)} channels of {values.dtype}, expected 3 of 16 bits as delivered"
-        )
-    out: np.ndarray = values[0].numpy()
-    return out
+    """(H, W) uint16 first channel of a 16-bit RGB PNG.
 
-
-@functools.cache
-def _torch() -> tuple[Any, Callable[[Any], Any]]:
-    import torch
-    from torchvision.io import decode_png
-
-    torch.set_num_threads(1)
-    return torch, decode_png
+    Pillow reads such a file as 8-bit RGB, keeping each value's high byte ("RGB;16B"); told that the bytes lie the other way
+    round, it keeps the low one. torchvision's decoder reads all 16 bits, but is deprecated since 0.29.
+    """
+    halves = []
+    for order in ("RGB;16B", "RGB;16L"):
+        with Image.open(path) as image:
+            if image.format != "PNG" or image.tile[0].args != "RGB;16B":
+                raise Unusable(f"label {path.name} has other than 3 channels of 16 bits; take the file as delivered")
+            image.tile = [tile._replace(args=order) for tile in image.tile]
+            image.load()
+            halves.append(np.asarray(image.getchannel(0), np.uint16))
+    return halves[0] << 8 | halves[1]
 
 
 def _x(size: tuple[int, int]) -> str:

@@ -168,7 +168,7 @@ def licensed(kind: str, root: Path) -> dict[str, list[Item]]:
     """
     expected, delivery = EXPECTED[kind], DELIVERIES[kind]
     if not root.is_dir():
-        raise UserError(absent(kind, root, f"no folder {root}"))
+        raise UserError(absent(kind, root, "no folder"))
     splits = SCAN[kind](root)
     if any(len(splits.get(split, ())) != n for split, n in expected.items()):
         packed = archives.find_archives(root, delivery.archives)

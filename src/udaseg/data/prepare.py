@@ -26,7 +26,7 @@ from udaseg.data.labels import IGNORE
 from udaseg.data.prepared import FORMAT, Prepared
 from udaseg.data.samples import Found
 from udaseg.errors import UserError
-from udaseg.params import LICENSED, Dataset, Params, Size, lookup, uses
+from udaseg.params import LICENSED, Dataset, Params, Size, uses
 
 __all__ = ["contact_sheet", "prepare_benchmark", "prepare_dataset"]
 
@@ -58,7 +58,7 @@ def prepare_dataset(
     """
     folder = Path(folder)
     recipe = recipe_of(dataset, size)
-    if splits is not None and dataset.format != "folder" and _is_complete(folder, name, recipe, splits):
+    if splits is not None and _is_complete(folder, name, recipe, splits) and not _may_have_changed(dataset):
         return folder
     found = formats.find(name, dataset)
     _prepare(name, dataset, size, folder, found, _chosen(name, dataset, found, splits), jobs, [])
@@ -91,7 +91,7 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
         source: Prepared | Found
         try:
             complete = _is_complete(folder, dataset_name, recipe_of(dataset, size), splits)
-            if complete and dataset.format != "folder":
+            if complete and not _may_have_changed(dataset):
                 source = Prepared(folder)
             else:
                 source = formats.find(dataset_name, dataset)
@@ -142,7 +142,7 @@ def _chosen(name: str, dataset: Dataset, found: Found, splits: Sequence[str] | N
             known = formats.EXPECTED.get(dataset.format, {})
             if dataset.format in LICENSED and split in known:
                 raise UserError(formats.absent(dataset.format, Path(dataset.root or ""), f"no {split} images", split))
-            lookup(found.splits, split, "split", f"datasets.{name}")
+            raise UserError(f"{name}: found the splits {', '.join(found.splits)}, expected {split!r} among them")
     return sorted(set(splits) if splits is not None else found.splits)
 
 
@@ -157,6 +157,11 @@ def _is_complete(folder: Path, name: str, recipe: str, splits: Iterable[str]) ->
         return False
     about = prepared.manifest
     return (about["dataset"], about["recipe"], set(about["splits"])) == (name, recipe, set(splits))
+
+
+def _may_have_changed(dataset: Dataset) -> bool:
+    """A folder of images grows and shrinks; the other data sets are what they are, and their raw files may be gone."""
+    return dataset.format == "folder" and dataset.root is not None and Path(dataset.root).is_dir()
 
 
 def _is_current(folder: Path, name: str, dataset: Dataset, size: Size, found: Found, splits: Sequence[str]) -> bool:
@@ -187,11 +192,12 @@ def _prepare(
         donors: dict[str, Prepared] = {}
         for other in (folder, *others):
             donor = _donor(other, name, recipe, found)
-            if donor and set(donor.splits) == set(splits) and other != folder and _link(donor, folder):
+            if donor is None:
+                continue
+            if other != folder and set(donor.splits) == set(splits) and _link(donor, folder):
                 shutil.rmtree(work, ignore_errors=True)
                 return
-            for split in donor.splits if donor else []:
-                donors.setdefault(split, donor)
+            donors = {split: donor for split in donor.splits} | donors
         tasks = {
             split: [
                 convert.Task(

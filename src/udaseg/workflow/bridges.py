@@ -124,7 +124,9 @@ def import_run(params: Params, folder: Path, *, reference: bool) -> Path:
     try:
         run = params.resolve(made["benchmark"], made["method"], int(made["seed"]))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{folder / 'run.json'}: found no benchmark, method and seed; expected a run of udaseg") from None
+        raise UserError(
+            f"{folder / 'run.json'}: found no benchmark, method and seed; expected a run of udaseg"
+        ) from None
     read_json(folder / "metrics.json", f"the scores of the run; run `udaseg evaluate` where {folder} was made")
     for name in RECORDS if reference else (*RECORDS, "model.safetensors"):
         if not (folder / name).is_file():

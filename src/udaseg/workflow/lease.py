@@ -141,5 +141,7 @@ def lock_folder() -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); set TMPDIR to a folder that you may write") from None
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); set TMPDIR to a folder that you may write"
+        ) from None
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from udaseg.data.streets.plan import CURB, FAR, NEAR, VERGE, Plan
+from udaseg.data.streets.plan import CURB, FAR, NEAR, PARKING, VERGE, Plan
 from udaseg.data.streets.scene import ROAD, SIDEWALK, TERRAIN, Colour, Material, Point, Polygon, Range, shade
 
 
@@ -55,24 +55,23 @@ def surfaces(plan: Plan) -> None:
     for i, side in enumerate((-1, 1)):
         if street.parking[i] and dice.chance(0.5):
             edge = street.side_edge(side)
-            strip(plan, (edge, edge - side * 2.1), ROAD, shade(road, 1.15), Material.PAVING)
+            strip(plan, (edge, edge - side * (PARKING - 0.1)), ROAD, shade(road, 1.15), Material.PAVING)
     if street.crossing:
         low, high = street.crossing
         corners = [(-150.0, low), (150.0, low), (150.0, high), (-150.0, high)]
         plan.scene.ground.append(Polygon([(x, 0.0, z) for x, z in corners], ROAD, road, Material.ASPHALT))
-    if plan.look.light.cast:
-        for _ in range(dice.count(2.0)):  # repaired patches of asphalt
-            u, z = dice.uniform(*street.edges) * 0.7, dice.uniform(4.0, 40.0)
-            tone = shade(road, dice.uniform(0.75, 1.15))
-            strip(
-                plan,
-                (u, u + dice.uniform(0.6, 2.0)),
-                ROAD,
-                tone,
-                Material.ASPHALT,
-                0.0,
-                (z, z + dice.uniform(1.5, 9.0)),
-            )
+    for _ in range(dice.count(palette.patches)):  # repaired patches of asphalt
+        u, z = dice.uniform(*street.edges) * 0.7, dice.uniform(4.0, 40.0)
+        tone = shade(road, dice.uniform(0.75, 1.15))
+        strip(
+            plan,
+            (u, u + dice.uniform(0.6, 2.0)),
+            ROAD,
+            tone,
+            Material.ASPHALT,
+            0.0,
+            (z, z + dice.uniform(1.5, 9.0)),
+        )
 
 
 def curb(plan: Plan, edge: float, colour: Colour) -> None:
@@ -90,7 +89,7 @@ def markings(plan: Plan) -> None:
     bright = dice.between(plan.look.palette.marking)
     paint: Colour = (bright, bright, bright * 0.96)
     width, period, dash = 0.16, dice.uniform(8.0, 12.0), dice.uniform(3.0, 5.0)
-    worn = dice.chance(0.3) and plan.look.light.cast
+    worn = dice.chance(plan.look.palette.worn)
     for k in range(1 - street.lanes, street.lanes):
         u = k * street.lane_width
         if k == 0 and dice.chance(0.35):
@@ -104,7 +103,7 @@ def markings(plan: Plan) -> None:
         for i, side in enumerate((-1, 1)):
             line(
                 plan,
-                street.side_edge(side) - side * (2.2 if street.parking[i] else 0.3),
+                street.side_edge(side) - side * (PARKING if street.parking[i] else 0.3),
                 paint,
                 width * 0.8,
                 (NEAR, 90.0),

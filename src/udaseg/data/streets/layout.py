@@ -6,7 +6,7 @@ import math
 
 from udaseg.data.streets import frontage, ground, sidewalk, traffic
 from udaseg.data.streets.looks import Look
-from udaseg.data.streets.plan import Plan, Street
+from udaseg.data.streets.plan import PARKING, Plan, Street
 from udaseg.data.streets.scene import Dice, Eye, Scene, Sun
 
 
@@ -15,7 +15,7 @@ def compose(dice: Dice, look: Look) -> Scene:
     layout, light = look.layout, look.light
     lanes, lane_width = dice.pick(layout.lanes), dice.between(layout.lane_width)
     parking = (dice.chance(layout.parking), dice.chance(layout.parking))
-    edges = (-lanes * lane_width - 2.2 * parking[0], lanes * lane_width + 2.2 * parking[1])
+    edges = (-lanes * lane_width - PARKING * parking[0], lanes * lane_width + PARKING * parking[1])
     start = dice.uniform(8.0, 28.0)
     crossing = (start, start + dice.uniform(7.0, 13.0)) if dice.chance(layout.crossing) else None
     bend = dice.between(layout.curvature) * dice.pick((-1.0, 1.0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from udaseg.data.streets.scene import Paint, Range
+from udaseg.data.streets.scene import Colour, Paint, Range
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Palette:
 
     road: tuple[Paint, ...]
     marking: Range  # brightness of road markings
+    worn: float  # probability of worn-off markings
+    patches: float  # repaired patches of the road, mean
     sidewalk: tuple[Paint, ...]
     grass: tuple[Paint, ...]
     leaves: tuple[Paint, ...]
@@ -64,6 +66,7 @@ class Palette:
     building: tuple[Paint, ...]
     roof: tuple[Paint, ...]
     glass: tuple[Paint, ...]
+    panes: Colour  # tint of the windows of buildings
     wall: tuple[Paint, ...]
     fence: tuple[Paint, ...]
     pole: tuple[Paint, ...]
@@ -154,6 +157,8 @@ GAME = Look(
     palette=Palette(
         road=(((0.55, 0.65), (0.02, 0.1), (0.32, 0.5)), ((0.05, 0.15), (0.0, 0.06), (0.34, 0.48))),
         marking=(0.85, 1.0),
+        worn=0.0,
+        patches=0.0,
         sidewalk=(((0.05, 0.12), (0.04, 0.16), (0.6, 0.78)), ((0.5, 0.65), (0.02, 0.08), (0.58, 0.74))),
         grass=(((0.22, 0.33), (0.5, 0.75), (0.42, 0.66)), ((0.09, 0.14), (0.4, 0.6), (0.55, 0.72))),
         leaves=(((0.24, 0.37), (0.5, 0.85), (0.3, 0.62)),),
@@ -166,6 +171,7 @@ GAME = Look(
         ),
         roof=(((0.0, 0.05), (0.45, 0.75), (0.45, 0.7)), ((0.55, 0.65), (0.1, 0.3), (0.3, 0.5))),
         glass=(((0.53, 0.62), (0.25, 0.6), (0.2, 0.55)),),
+        panes=(0.64, 1.3, 2.4),
         wall=(
             ((0.0, 0.12), (0.2, 0.6), (0.5, 0.85)),
             ((0.5, 0.7), (0.0, 0.2), (0.5, 0.85)),
@@ -251,6 +257,8 @@ PHOTO = Look(
     palette=Palette(
         road=(((0.05, 0.15), (0.0, 0.08), (0.28, 0.44)), ((0.55, 0.68), (0.0, 0.1), (0.26, 0.44))),
         marking=(0.55, 0.85),
+        worn=0.3,
+        patches=2.0,
         sidewalk=(
             ((0.05, 0.13), (0.02, 0.18), (0.42, 0.64)),
             ((0.0, 0.06), (0.08, 0.25), (0.42, 0.58)),
@@ -272,6 +280,7 @@ PHOTO = Look(
         ),
         roof=(((0.0, 0.05), (0.3, 0.5), (0.28, 0.45)), ((0.55, 0.7), (0.05, 0.15), (0.2, 0.35))),
         glass=(((0.5, 0.65), (0.05, 0.25), (0.14, 0.42)),),
+        panes=(0.8, 1.0, 1.2),
         wall=(
             ((0.03, 0.12), (0.05, 0.3), (0.32, 0.65)),
             ((0.0, 0.04), (0.25, 0.45), (0.3, 0.45)),
@@ -314,7 +323,7 @@ PHOTO = Look(
         contrast=(0.9, 1.15),
         saturation=(0.75, 1.05),
         tint=(0.0, 0.07),
-        blur=(0.25, 0.6),
+        blur=(0.2, 0.45),
         chroma_blur=1.2,
         bloom=0.12,
         vignette=(0.05, 0.28),

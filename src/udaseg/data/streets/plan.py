@@ -12,7 +12,9 @@ from udaseg.data.streets.looks import Look
 from udaseg.data.streets.scene import Dice, Range, Scene
 
 CURB = 0.12
-"""Height of the curb (m); sidewalks and what stands beside the road lie this much higher than the road."""
+"""Height of the sidewalks and the land beside the road (m)."""
+PARKING = 2.2
+"""Width of a parking lane (m)."""
 VERGE = 1.8
 """Width of a grass strip between road and sidewalk (m)."""
 NEAR, FAR = -3.0, 150.0

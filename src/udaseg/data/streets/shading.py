@@ -97,8 +97,8 @@ class Camera:
 
     def rays(self) -> tuple[Array, Array]:
         """x and y of the ray through each pixel's centre, each (H * W,)."""
-        x = ((np.arange(self.width) + 0.5 - self.width / 2) / self.focal).astype(np.float32)
-        y = ((np.arange(self.height) + 0.5 - self.height / 2) / self.focal).astype(np.float32)
+        x: Array = ((np.arange(self.width) + 0.5 - self.width / 2) / self.focal).astype(np.float32)
+        y: Array = ((np.arange(self.height) + 0.5 - self.height / 2) / self.focal).astype(np.float32)
         return np.tile(x, self.height), np.repeat(y, self.width)
 
 
@@ -190,15 +190,13 @@ class Shader:
         table, x, y = self.table, self.x[pixels], self.y[pixels]
         p = table.inverse_depth[number]
         bounds = table.bounds[number]
-        z = 1.0 / np.clip(
-            p[:, 0] * x + p[:, 1] * y + p[:, 2], np.maximum(bounds[:, 0], 1e-4), np.maximum(bounds[:, 1], 1e-4)
+        z = np.reciprocal(
+            np.clip(p[:, 0] * x + p[:, 1] * y + p[:, 2], np.maximum(bounds[:, 0], 1e-4), np.maximum(bounds[:, 1], 1e-4))
         )
-        s, t = table.across[number], table.along[number]
-        return (
-            z,
-            z * (s[:, 0] * x + s[:, 1] * y + s[:, 2]) - s[:, 3],
-            z * (t[:, 0] * x + t[:, 1] * y + t[:, 2]) - t[:, 3],
-        )
+        across, along = table.across[number], table.along[number]
+        s = z * (across[:, 0] * x + across[:, 1] * y + across[:, 2]) - across[:, 3]
+        t = z * (along[:, 0] * x + along[:, 1] * y + along[:, 2]) - along[:, 3]
+        return z, s.astype(np.float32, copy=False), t.astype(np.float32, copy=False)
 
     def surface(self, number: NDArray[np.int32], pixels: NDArray[np.int64], shadow: Array) -> Array:
         """Lit, textured and hazy colour (P, 3) of polygons."""
@@ -207,21 +205,18 @@ class Shader:
         material, level = table.material[number], table.level[number]
         footprint = z / self.camera.focal * np.where(level, np.sqrt(z / self.scene.eye.y), 1.0)
         colour = table.colour[number]
-        detail = _texture(material, s, t, footprint) * palette.texture
-        detail += (
-            palette.dirt * 0.3 * _lookup(TILES.index("stains"), s * 18.0 + self.offset, t * 18.0, footprint * 18.0)
-        )
+        stains = _lookup(TILES.index("stains"), s * 18.0 + self.offset, t * 18.0, footprint * 18.0)
+        detail = palette.texture * _texture(material, s, t, footprint) + 0.3 * palette.dirt * stains
         facade = np.flatnonzero(material == Material.FACADE)
         if len(facade):
             colour[facade] = self.windows(colour[facade], number[facade], s[facade], t[facade], footprint[facade])
-        brightness = table.light[number] * np.clip(1.0 + detail, 0.15, 2.0)
-        depth_of_shadow = (
-            self.scene.sun.strength / (1.0 - 0.3 * self.scene.sun.strength) if self.scene.long_shadows else 0.6
+        sun = self.scene.sun.strength
+        # a cast shadow takes the sun's share of the light, a patch below a thing a fixed one
+        dark = min(0.8, sun / (1.0 - 0.3 * sun)) if self.scene.long_shadows else 0.6
+        brightness = (
+            table.light[number] * np.clip(1.0 + detail, 0.15, 2.0) * (1.0 - np.where(level, dark * shadow, 0.0))
         )
-        brightness *= 1.0 - np.where(level, shadow, 0.0) * min(0.8, depth_of_shadow)
-        tint = np.array(
-            [1.0 + self.warmth * self.scene.sun.strength, 1.0, 1.0 - self.warmth * self.scene.sun.strength], np.float32
-        )
+        tint = np.array([1.0 + self.warmth * sun, 1.0, 1.0 - self.warmth * sun], np.float32)
         air = (1.0 - np.exp(-z / self.haze_distance))[:, None]
         horizon = np.array(self.scene.sky[0], np.float32) ** 2
         return (1 - air) * colour * brightness[:, None] * tint + air * horizon
@@ -237,9 +232,7 @@ class Shader:
         low, high = np.where(shop, 0.12, 0.28), np.where(shop, 0.72, 0.8)
         inside = np.minimum(share / 2 - np.abs(u), np.minimum(v - low, high - v))
         random = _hash(np.floor(column), np.floor(row), np.abs(seed))
-        glass = np.float32(0.02) + (0.05 + 0.22 * random[:, None] ** 2) * np.array([0.8, 1.0, 1.2], np.float32)
-        if self.look.light.cast is False:
-            glass = glass * np.array([0.8, 1.3, 2.0], np.float32)
+        glass = np.float32(0.02) + (0.05 + 0.22 * random[:, None] ** 2) * np.array(self.look.palette.panes, np.float32)
         glass = glass * (0.6 + 0.8 * v[:, None]) + 0.15 * wall * (random[:, None] > 0.85)
         frame = wall * np.float32(1.3) + np.float32(0.04)
         window = np.where(inside[:, None] > 0.035, glass, frame)

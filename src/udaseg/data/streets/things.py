@@ -248,14 +248,10 @@ def bush(scene: Scene, dice: Dice, palette: Palette, x: float, z: float) -> None
         )
 
 
-def post(
-    part: Part, frame: Frame, height: float, width: float, colour: Colour, a: float = 0.0, label: int = POLE
-) -> None:
+def post(part: Part, frame: Frame, height: float, width: float, colour: Colour) -> None:
     """An upright post, lighter on one half so that it looks round."""
-    part.add(frame.plate(limb((a, 0), (a, height), width, width * 0.8)), label, colour)
-    part.add(
-        frame.plate(limb((a - width / 4, 0), (a - width / 4, height), width / 3, width / 3)), label, shade(colour, 1.3)
-    )
+    part.add(frame.plate(limb((0, 0), (0, height), width, width * 0.8)), POLE, colour)
+    part.add(frame.plate(limb((-width / 4, 0), (-width / 4, height), width / 3, width / 3)), POLE, shade(colour, 1.3))
 
 
 def lamp(scene: Scene, dice: Dice, palette: Palette, x: float, z: float, yaw: float) -> None:

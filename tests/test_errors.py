@@ -1,0 +1,283 @@
+"""Every row of docs/errors.md is provoked: exit code 2, one line, no traceback, and the promised words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT, Project
+from udaseg import cli
+from udaseg.artifacts import run_lock
+
+TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
+CASES: dict[str, Callable[[Project, pytest.MonkeyPatch], list[str]]] = {}
+TRAIN = ["train", "--benchmark", "streets", "--method", "self_training"]
+EVALUATE = ["evaluate", "--benchmark", "streets", "--method", "self_training"]
+
+
+def case(
+    function: Callable[[Project, pytest.MonkeyPatch], list[str]],
+) -> Callable[[Project, pytest.MonkeyPatch], list[str]]:
+    CASES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def scratch(project: Project) -> None:
+    project.set("benchmarks/streets/init", {"default": "none"})
+
+
+def own_folder(project: Project) -> Path:
+    """A data set of the user's own: two images with labels of three classes."""
+    folder = project.folder / "mine"
+    for name in ("a", "b"):
+        for kind, mode in (("images", "RGB"), ("labels", "L")):
+            path = folder / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (16, 8)).save(path)
+    block = {"format": "folder", "root": "mine", "images": "images", "labels": "labels", "classes": ["x", "y", "z"]}
+    project.set("datasets/mine", block)
+    return folder
+
+
+PREPARE = ["prepare", "mine", "--size", "16x8", "--jobs", "1"]
+
+
+@case
+def params_missing(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "params.yaml").unlink()
+    return TRAIN
+
+
+@case
+def params_unknown_key(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("methods/self_training/treshold", 0.9)
+    return TRAIN
+
+
+@case
+def params_wrong_type(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("methods/self_training/threshold", "high")
+    return TRAIN
+
+
+@case
+def unknown_method(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["train", "--benchmark", "streets", "--method", "sorce_only"]
+
+
+@case
+def unknown_benchmark(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["train", "--benchmark", "street", "--method", "self_training"]
+
+
+@case
+def unknown_backbone(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("benchmarks/streets/model/backbone", "resnet10x")
+    return TRAIN
+
+
+@case
+def data_missing_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("datasets/mine", {"format": "folder", "root": "nowhere"})
+    return PREPARE
+
+
+@case
+def data_empty_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "empty").mkdir()
+    project.set("datasets/mine", {"format": "folder", "root": "empty"})
+    return PREPARE
+
+
+@case
+def data_image_without_label(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (own_folder(project) / "labels/b.png").unlink()
+    return PREPARE
+
+
+@case
+def data_unknown_id(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    Image.fromarray(np.full((8, 16), 7, np.uint8)).save(own_folder(project) / "labels/b.png")
+    return PREPARE
+
+
+@case
+def data_sizes_differ(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    Image.new("L", (20, 10)).save(own_folder(project) / "labels/b.png")
+    return PREPARE
+
+
+@case
+def data_truncated_png(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = own_folder(project) / "images/b.png"
+    path.write_bytes(path.read_bytes()[:50])
+    return PREPARE
+
+
+@case
+def data_not_prepared(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    (project.folder / "data/streets/data.json").unlink()
+    return TRAIN
+
+
+@case
+def data_cut_short(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    path = next((project.folder / "data/streets").glob("streets_game*/images.zip"))
+    path.write_bytes(path.read_bytes()[:100])
+    return TRAIN
+
+
+@case
+def disk_full(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr("os.fsync", full)
+    return TRAIN
+
+
+@case
+def read_only_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+
+    def denied(*_: object) -> None:  # root may write anywhere, so the refusal is simulated
+        raise OSError(errno.EACCES, "Permission denied")
+
+    patch.setattr("os.fsync", denied)
+    return TRAIN
+
+
+@case
+def no_cuda(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    patch.setattr("torch.cuda.is_available", lambda: False)
+    project.set("run/device", "cuda")
+    return TRAIN
+
+
+@case
+def second_process(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    lock = run_lock(project.folder / "results/.restart/streets/self_training/seed0")
+    lock.__enter__()
+    patch.setattr(project, "lock", lock, raising=False)  # held until the test ends
+    return TRAIN
+
+
+@case
+def weights_missing(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/init", {"default": "imagenet"})
+    project.set("benchmarks/streets/model/weights", "weights/none.safetensors")
+    return TRAIN
+
+
+@case
+def weights_of_another_shape(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("resnet18").state_dict(), "other.safetensors")
+    project.set("benchmarks/streets/init", {"default": "imagenet"})
+    project.set("benchmarks/streets/model/weights", "other.safetensors")
+    return TRAIN
+
+
+@case
+def no_pretrained_model(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return TRAIN
+
+
+@case
+def model_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    assert cli.main(TRAIN) == 0
+    project.set("methods/self_training/threshold", 0.5)
+    return EVALUATE
+
+
+@case
+def model_damaged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    assert cli.main(TRAIN) == 0
+    path = project.folder / "results/streets/self_training/seed0/model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    return EVALUATE
+
+
+@case
+def restart_damaged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    folder = project.folder / "results/.restart/streets/self_training/seed0"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(b"half")
+    return TRAIN
+
+
+@case
+def batch_cannot_be_split(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    patch.setattr("udaseg.ranks.world", lambda: 3)
+    patch.setattr("udaseg.ranks.use_global_batch_norm", lambda module: module)
+    return TRAIN
+
+
+@case
+def not_trained(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return EVALUATE
+
+
+@case
+def not_scored(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["compare", "--benchmark", "streets"]
+
+
+@case
+def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    folder = project.folder / "from-elsewhere"
+    folder.mkdir()
+    run = {
+        "benchmark": "streets",
+        "method": "self_training",
+        "seed": 0,
+        "params_hash": "other",
+        "code_hash": "",
+        "data_hash": "",
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "metrics.json").write_text("{}")
+    (folder / "history.csv").write_text("step\n")
+    return ["import-run", str(folder), "--reference"]
+
+
+def test_every_row_is_provoked() -> None:
+    assert set(TABLE) == set(CASES) and len(TABLE) >= 28
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error(name: str, project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    command = CASES[name](project, monkeypatch)
+    before = {path: path.stat().st_size for path in Path("data").rglob("*") if path.is_file()}
+    capfd.readouterr()
+    code = cli.main(command)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"udaseg {command[0]}: ")]
+    assert code == 2
+    assert len(lines) == 1 and TABLE[name].replace("\\`", "`") in lines[0], lines
+    assert str(ROOT) not in lines[0] or name.startswith("weights")
+    for path, size in before.items():
+        assert path.stat().st_size == size, f"{path} was lost"
+    assert not [p for p in project.folder.rglob("*.part") if p.is_file() and ".part" not in p.parts[:-1]], (
+        "a half-written file is left"
+    )
+    assert os.getcwd() == str(project.folder)

@@ -1,0 +1,188 @@
+"""A throw-away repository with the project's files and .test/params.yaml, in which the real commands run on a CPU."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TRAINED = "results/streets/self_training/seed0"
+RESTART = "results/.restart/streets/self_training/seed0"
+
+
+class Repository:
+    """A git repository with the project's files; commands run in it with the code that lies in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc" / "tmp" / "site"),
+            "UDASEG_GPU_POOL": "",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@example.org",
+        }
+
+    def run(self, *command: str, expect: int | None = 0) -> str:
+        """Output of a command; fails on an exit code other than `expect` (None: any)."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500
+        )
+        text = done.stdout + done.stderr
+        assert expect is None or done.returncode == expect, f"{command}: exit code {done.returncode}\n{text}"
+        return text
+
+    def git(self, *words: str) -> str:
+        return self.run("git", *words)
+
+    def snakemake(self, *words: str, expect: int | None = 0) -> str:
+        return self.run("snakemake", "--cores", "2", *words, expect=expect)
+
+    def dvc(self, *words: str, expect: int | None = 0) -> str:
+        return self.run("dvc", *words, expect=expect)
+
+    def udaseg(self, *words: str, expect: int | None = 0) -> str:
+        return self.run(sys.executable, "-m", "udaseg", *words, expect=expect)
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a command in a process group of its own, as a terminal does."""
+        output = (self.folder / ".started").open("w")
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, start_new_session=True, stdout=output, stderr=output
+        )
+
+    def commit(self, message: str = "results") -> None:
+        self.git("add", "-A")
+        self.git("commit", "--quiet", "-m", message)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return yaml.safe_load((self / "params.yaml").read_text())
+
+    def set(self, path: str, value: Any) -> None:
+        """Change one value of params.yaml, as in `set("run/threads", 2)`."""
+        raw = self.params
+        *parents, last = path.split("/")
+        block = raw
+        for key in parents:
+            block = block[key]
+        block[last] = value
+        (self / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+
+    def planned(self) -> dict[str, int]:
+        """Rule -> number of jobs that Snakemake would run; `all` is left out."""
+        text = self.snakemake("--dry-run")
+        if "Nothing to be done" in text:
+            return {}
+        table = text[text.rindex("Job stats:") :]
+        return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, re.M) if name not in ("all", "total")}
+
+    def stale(self) -> set[str]:
+        """Stages that DVC would run by themselves, without what follows from them."""
+        return set(json.loads(self.dvc("status", "--json")))
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Snakemake's record of each output."""
+        found = {}
+        for path in self.outputs():
+            name = urlsafe_b64encode(path.encode()).decode()
+            record = self / f".snakemake/metadata/{name}"
+            if record.exists():
+                found[path] = json.loads(record.read_text())
+        return found
+
+    def summary(self) -> list[dict[str, str]]:
+        """Snakemake's table of outputs and inputs."""
+        head, *rows = [
+            line.split("\t") for line in self.snakemake("--detailed-summary").splitlines() if line.count("\t") > 5
+        ]
+        return [dict(zip(head, row, strict=True)) for row in rows]
+
+    def outputs(self) -> list[str]:
+        return [row["output_file"] for row in self.summary()]
+
+
+def stages_run(text: str) -> list[str]:
+    """Stages that a `dvc repro` ran."""
+    return re.findall(r"Running stage '([^']+)'", text)
+
+
+def jobs_run(text: str) -> list[str]:
+    """Rules that a `snakemake` finished."""
+    return [name for name in re.findall(r"\(Rule: (\w+)\)", text) if name != "all"]
+
+
+def value_keys(record: dict[str, Any]) -> set[str]:
+    """Names of the values of params.yaml that a job depends on, from its record."""
+    (text,) = record["params"]
+    return set(json.loads(ast.literal_eval(text)))
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and everything below it, as a machine that goes down."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=20)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C: SIGINT to the foreground process group."""
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=120)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def checkout(folder: Path) -> Repository:
+    """A repository with the files of this working tree (committed or not, but not ignored) and the test parameters."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in sorted(set(listed.split("\0"))):
+        if not name or name == "dvc.lock" or name.startswith(("results/", "figures/", "tests/")):
+            continue
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy(ROOT / ".test" / "params.yaml", folder / "params.yaml")
+    repository = Repository(folder)
+    repository.git("init", "--quiet")
+    repository.commit("start")
+    return repository

@@ -1,0 +1,152 @@
+"""GPUs are never given twice, and come back however a job ends. The pool is made up; no GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from udaseg.errors import UserError
+from udaseg.workflow import lease
+
+# Writes when it began and ended, and with which devices.
+JOB = """
+import os, sys, time
+began = time.time()
+time.sleep(float(sys.argv[2]))
+open(sys.argv[1], "w").write(f"{began} {time.time()} {os.environ['CUDA_VISIBLE_DEVICES']}")
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock files of this test alone, and a pool of four."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("UDASEG_GPU_POOL", "0,1,2,3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def leased(count: int, *command: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "udaseg", "with-gpus", str(count), "--", *command]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def visible(count: int) -> str:
+    process = leased(count, sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output.strip().splitlines()[-1] if output.strip() else ""
+
+
+def test_i_17_no_device_is_given_twice(tmp_path: Path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+    jobs = {
+        tmp_path / f"{n}.txt": leased(1 + n % 2, sys.executable, str(job), str(tmp_path / f"{n}.txt"), "0.4")
+        for n in range(8)
+    }
+    doomed = leased(2, sys.executable, "-c", "import time; time.sleep(60)")
+    time.sleep(1.5)
+    for member in [*psutil.Process(doomed.pid).children(recursive=True), psutil.Process(doomed.pid)]:
+        member.kill()
+    doomed.communicate()
+    for process in jobs.values():
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    times = []
+    for n, path in enumerate(jobs):
+        began, ended, devices = path.read_text().split()
+        assert len(devices.split(",")) == 1 + n % 2
+        times += [(device, float(began), float(ended)) for device in devices.split(",")]
+    for device, began, ended in times:
+        others = [t for t in times if t[0] == device and t[1] != began]
+        assert all(end <= began or ended <= begin for _, begin, end in others), times
+    assert visible(4) == "0,1,2,3"  # those of the killed job as well
+
+
+def test_a_device_stays_taken_while_the_command_lives() -> None:
+    process = leased(3, sys.executable, "-c", "print('here', flush=True); import time; time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()  # the lease alone; its command goes on and so do its devices
+    process.wait()
+    assert visible(1) == "3"
+    child.kill()
+
+
+def test_no_pool_and_no_request_mean_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible(0) == ""
+    monkeypatch.setenv("UDASEG_GPU_POOL", "")
+    assert visible(2) == ""
+
+
+def test_a_request_beyond_the_pool_gets_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UDASEG_GPU_POOL", "5")
+    assert visible(2) == "5"
+
+
+def test_the_pool_is_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UDASEG_GPU_POOL")
+    for text, devices in [("2, 3", ["2", "3"]), ("", []), ("-1", []), ("NoDevFiles", [])]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert lease.pool() == devices
+
+
+def test_a_machine_without_a_driver_has_no_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UDASEG_GPU_POOL")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lease.pool() == []
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0; echo 1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert lease.pool() == ["0", "1"]
+
+
+def test_a_slurm_job_shares_with_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = lease.lock_folder()
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert lease.lock_folder() != outside
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_reach_the_command_and_its_code_comes_back(number: signal.Signals) -> None:
+    program = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(75))\n"
+        "print('here', flush=True)\n"
+        "time.sleep(60)"
+    )
+    process = leased(1, sys.executable, "-c", program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    os.kill(process.pid, number)
+    assert process.wait(timeout=20) == 75
+
+
+def test_exit_codes() -> None:
+    assert leased(1, sys.executable, "-c", "raise SystemExit(3)").wait() == 3
+    assert leased(1, "sh", "-c", "kill -9 $$").wait() == 137
+    assert leased(1, "no-such-command").wait() == 2
+    with pytest.raises(UserError, match="no command"):
+        lease.with_gpus(1, ["--"])
+
+
+def test_several_devices_mean_one_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(lease, "forward", lambda command, environment, locks: seen.append(command) or 0)
+    for count, words in [(2, ["-m", "udaseg", "train"]), (1, ["-m", "udaseg", "train"]), (2, ["script.py"])]:
+        lease.with_gpus(count, ["python", *words])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert seen == [
+        ["python", *launcher, "-m", "udaseg", "train"],
+        ["python", "-m", "udaseg", "train"],
+        ["python", "script.py"],
+    ]

@@ -1,0 +1,176 @@
+"""Both tools plan the same pipeline from the same parameters."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from repository import ROOT, Repository, value_keys
+
+from udaseg import artifacts, params
+from udaseg.errors import UserError
+from udaseg.workflow import plan
+
+
+class Stage:
+    """One DVC stage as DVC resolves it."""
+
+    def __init__(self, stage: Any, root: Path) -> None:
+        def path(item: Any) -> str:
+            return Path(item.fs_path).resolve().relative_to(root).as_posix()
+
+        self.name, self.command = stage.name, stage.cmd
+        files = [dep for dep in stage.deps if not hasattr(dep, "params")]
+        self.deps = {path(dep) for dep in files}
+        self.keys = {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+        self.outs = {path(out): out.use_cache for out in stage.outs}
+
+
+@pytest.fixture
+def stages(finished: Repository) -> list[Stage]:
+    from dvc.repo import Repo
+
+    with Repo(str(finished.folder)) as repo:
+        return [Stage(stage, finished.folder.resolve()) for stage in repo.index.stages]
+
+
+def covers(folder_or_file: str, path: str) -> bool:
+    return path == folder_or_file or path.startswith(folder_or_file + "/")
+
+
+def test_i_1_same_graph(finished: Repository, stages: list[Stage]) -> None:
+    rules = finished.summary()
+    made = {row["output_file"]: set(row["input-file(s)"].split(",")) for row in rules}
+    by_stage: dict[str, list[str]] = {}
+    for output in made:
+        owners = [stage.name for stage in stages for out in stage.outs if covers(out, output)]
+        assert len(owners) == 1, f"{output}: an output of the DVC stages {owners}"
+        by_stage.setdefault(owners[0], []).append(output)
+    for stage in stages:
+        outputs = by_stage[stage.name]
+        for out in stage.outs:
+            assert any(covers(out, output) for output in outputs), f"{out}: no rule makes it"
+        (inputs,) = {frozenset(made[output]) for output in outputs}
+        deps = set(stage.deps)
+        if stage.name.startswith("compare"):  # a folder with a copy of every score stands for the scores
+            (folder,) = {dep for dep in deps if dep.startswith("results/.scores/")}
+            copies = {path for s in stages for path in s.outs if covers(folder, path)}
+            assert len(copies) == len([path for path in inputs if path.endswith("metrics.json")])
+            deps = (deps - {folder}) | {path for path in inputs if path.endswith("metrics.json")}
+        for path in inputs:
+            assert any(covers(dep, path) for dep in deps), f"{stage.name} does not depend on {path}, the rule does"
+        for dep in deps:
+            if stage.name.startswith("train") and "/pretrained/" in dep:
+                continue  # the one difference allowed: a matrix cannot ask whether a method starts from it
+            assert any(covers(dep, path) for path in inputs), f"{stage.name} depends on {dep}, the rule does not"
+
+
+def test_same_parameters(finished: Repository, stages: list[Stage]) -> None:
+    records = finished.records()
+    for stage in stages:
+        output = next(path for path in records for out in stage.outs if covers(out, path))
+        assert stage.keys == value_keys(records[output]), stage.name
+
+
+def test_i_2_no_folder_among_inputs(finished: Repository) -> None:
+    for row in finished.summary():
+        for path in row["input-file(s)"].split(","):
+            assert (finished / path).is_file(), path
+
+
+def test_i_3_every_result_is_a_target(finished: Repository, stages: list[Stage]) -> None:
+    p = params.load(finished / "params.yaml")
+    assert set(finished.outputs()) == {*plan.cached(p), *plan.scores(p)}
+    for stage in stages:
+        for out, cached in stage.outs.items():
+            targets = plan.cached(p) if cached else plan.scores(p)
+            assert any(covers(out, target) for target in targets), out
+
+
+def test_i_4_commands_only_run_rules(finished: Repository, stages: list[Stage]) -> None:
+    rule_of = {row["output_file"]: row["rule"] for row in finished.summary()}
+    for stage in stages:
+        match = re.fullmatch(r"python -m udaseg stage (\w+) (\S+)", stage.command)
+        assert match, stage.command
+        assert rule_of[match[2]] == match[1]
+
+
+@pytest.mark.parametrize(
+    ("step", "rule"),
+    [
+        ("udaseg.data.prepare", "prepare"),
+        ("udaseg.engine.trainer", "train"),
+        ("udaseg.evaluation.evaluate", "evaluate"),
+        ("udaseg.evaluation.compare", "compare"),
+    ],
+)
+def test_rules_depend_on_all_code_that_they_import(step: str, rule: str, finished: Repository) -> None:
+    methods = [f"udaseg.methods.{kind}" for kind in params.KINDS] if rule == "train" else []
+    program = f"import sys, {', '.join([step, *methods])}\nprint(*(m.__file__ for n, m in sys.modules.items() if n.startswith('udaseg.')))"
+    imported = finished.run(sys.executable, "-c", program).split()
+    inputs = next(row["input-file(s)"] for row in finished.summary() if row["rule"] == rule).split(",")
+    # Shared by all steps, but deciding no result: checked parameters (their values are named), files, messages.
+    free = {f"src/udaseg/{n}.py" for n in ("params", "artifacts", "errors", "data/labels")}
+    for path in imported:
+        name = Path(path).relative_to(finished.folder).as_posix()
+        known = name in inputs or name in free or name.endswith("__init__.py")
+        assert known, f"{rule}: {name} is imported, but not an input"
+
+
+def test_training_code_is_what_training_depends_on(finished: Repository) -> None:
+    inputs = next(row["input-file(s)"] for row in finished.summary() if row["rule"] == "train").split(",")
+    folders = {path.split("/")[2] for path in inputs if path.startswith("src/udaseg/")}
+    assert folders == {*artifacts.TRAINING_CODE, "ranks.py"}
+
+
+def test_i_21_style_of_the_rules(finished: Repository) -> None:
+    finished.run("snakefmt", "--check", "Snakefile", "workflow")
+    finished.snakemake("--lint")
+
+
+def test_i_21_schema() -> None:
+    schema = yaml.safe_load((ROOT / "workflow/schemas/params.schema.yaml").read_text())
+    for name in ("params.yaml", ".test/params.yaml"):
+        raw = yaml.safe_load((ROOT / name).read_text())
+        jsonschema.validate(raw, schema)
+    raw["run"]["methods"] = ["self_trainig"]
+    with pytest.raises(jsonschema.ValidationError, match="self_trainig"):
+        jsonschema.validate(raw, schema)
+    kinds = re.search(r"\^\(([a-z_0-9|]+)\)", schema["$defs"]["method"]["pattern"])
+    assert kinds
+    assert set(kinds[1].split("|")) == set(params.KINDS)
+
+
+def test_an_unknown_method_is_answered_in_one_line(finished: Repository) -> None:
+    finished.set("run/methods", ["source_only", "self_trainig"])
+    text = finished.snakemake("-n", expect=1)
+    assert "self_trainig" in text
+    assert "self_training" in text
+    assert "Traceback" not in text
+
+
+def test_parameters_come_from_the_file_alone(finished: Repository) -> None:
+    text = finished.snakemake("-n", "--config", "run={threads: 9}", expect=1)
+    assert "only configuration" in text
+
+
+def test_only_what_is_made_can_be_selected(finished: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished.set("select/method", "oracle")
+    monkeypatch.chdir(finished.folder)
+    with pytest.raises(UserError, match=r"select\.method: found oracle"):
+        plan.load(finished.params)
+
+
+def test_i_22_all_benchmarks_plan_without_data(fresh: Repository) -> None:
+    shutil.copy(ROOT / "params.yaml", fresh / "params.yaml")
+    fresh.set("run/benchmarks", list(fresh.params["benchmarks"]))
+    fresh.set("run/gpus_per_run", 4)
+    planned = fresh.snakemake("--dry-run", "--resources", "gpu=4")
+    for benchmark in fresh.params["benchmarks"]:
+        assert f"preparing the data of {benchmark}" in planned
