@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import ROOT, Project
+from tiny_project import ROOT, Project
 from udaseg import cli
 from udaseg.artifacts import run_lock
 

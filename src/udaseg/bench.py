@@ -20,6 +20,7 @@ from udaseg.engine import runtime
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
+from udaseg.models import Segmenter
 from udaseg.params import Run, check, uses
 
 WARMUP = 3
@@ -101,7 +102,7 @@ def host_waits(step: Any) -> int:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def evaluation(run: Run, student: torch.nn.Module, images: int, device: torch.device) -> dict[str, float]:
+def evaluation(run: Run, student: Segmenter, images: int, device: torch.device) -> dict[str, float]:
     from udaseg.evaluation.evaluate import score_images
 
     use = next(use for use in uses(run.benchmark) if use.role == "evaluate")

@@ -50,6 +50,7 @@ def test_base_o12() -> None:
     assert convert.fit(1914, 1052, Size(2560, 1440)) == (2560, 1407)
     assert convert.fit(1914, 1046, Size(1280, 720)) == (1280, 700)
     assert convert.fit(1920, 1080, Size(960, 540)) == (960, 540)
+    assert convert.fit(9000, 1, Size(960, 540)) == (960, 1)
 
 
 @pytest.mark.parametrize("old, new", [(27, 14), (48, 24), (1052, 704), (31, 31), (10, 23)])
@@ -194,7 +195,9 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"damaged by an earlier crash, deleted; run the same command again"):
         prepare.prepare_dataset("mine", dataset, SMALL, folder, jobs=1)
     assert not (folder / "images.zip").exists()
+    (folder / ".images.zip.1.part").write_text("left by a process that was killed while packing")
     assert contents(prepare.prepare_dataset("mine", dataset, SMALL, folder, jobs=1)) == undisturbed
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
 def test_parts_of_replaced_images_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

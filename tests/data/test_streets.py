@@ -135,8 +135,8 @@ def test_labels_follow_the_edges_of_the_picture(pictures: Pictures, look: str) -
 def test_colour_is_not_the_label(pictures: Pictures, look: str) -> None:
     """Linear discriminant analysis on RGB, with and without class priors, stays weak.
 
-    Measured on 100 other scenes: __LINEAR__ mIoU on game and photo, where a small network (resnet10t, 64-wide head,
-    from a random start, 300 steps of 8 out of 400 scenes at 256x128, AdamW 4e-3) reaches __CNN__.
+    Measured on 100 other scenes: 14.6 and 9.8 mIoU on game and photo, where a small network (resnet10t, 64-wide head,
+    from a random start, 300 steps of 8 out of 400 scenes at 256x128, AdamW 4e-3) reaches 50.2 and 40.6.
     """
     images, labels = pictures[look]
     colour, label = images.reshape(-1, 3)[::7] / 255.0, labels.reshape(-1)[::7].astype(np.int64)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import Project
+from tiny_project import Project
 from udaseg import params
 from udaseg.artifacts import file_hash
 from udaseg.engine import checkpoint, runtime, trainer

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from udaseg.data.prepared import Sample
 
 from udaseg.data.labels import class_space
+from udaseg.data.prepared import Sample
 from udaseg.data.sampling import class_counts, files_with_class, rare_class_probabilities
 from udaseg.engine.optim import learning_rate
 from udaseg.errors import UserError

@@ -67,7 +67,7 @@ def fit(width: int, height: int, size: Size) -> tuple[int, int]:
     """Width and height of an image after the aspect-preserving resize to `size` (the rule of mmsegmentation)."""
     long, short = max(size.width, size.height), min(size.width, size.height)
     factor = min(long / max(width, height), short / min(width, height))
-    return int(width * factor + 0.5), int(height * factor + 0.5)
+    return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
 def keeps_label_size(split: str) -> bool:

@@ -10,8 +10,9 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,8 +47,7 @@ def evaluate_run(run: Run) -> str:
     """
     device = runtime.setup(run.params.run)
     try:
-        with torch.inference_mode():
-            return _evaluate(run, device)
+        return _evaluate(run, device)
     finally:
         ranks.leave()
 
@@ -64,12 +64,11 @@ def _evaluate(run: Run, device: torch.device) -> str:
     if TEACHER in networks and run.benchmark.test.teacher:
         first["teacher"] = inference.from_test(predictor(networks[TEACHER]), run.benchmark.test)
 
-    normalise = networks[""].normalise
-    matrices, images = count(run, sets[0], first, normalise, device)
+    matrices, images = count(run, sets[0], networks[""], first, device)
     headline = scores.report(matrices[""], run.classes) | {"images": images}
     other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
     for use in sets[1:]:
-        matrix, images = count(run, use, {"": student}, normalise, device)
+        matrix, images = count(run, use, networks[""], {"": student}, device)
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
@@ -129,18 +128,65 @@ def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
 
 
 def count(
-    run: Run, use: Use, views: dict[str, Predict], normalise: Callable[[Tensor], Tensor], device: torch.device
+    run: Run, use: Use, student: Segmenter, views: dict[str, Predict], device: torch.device
 ) -> tuple[dict[str, Tensor], int]:
     """One confusion matrix for each view over a whole split (summed over ranks), and the number of images."""
     prepared = find(run.benchmark_name, use)
     samples = samples_of(prepared, use)
-    mine = samples[ranks.rank() :: ranks.world()]
+    scored = score_images(run, student, prepared, samples[ranks.rank() :: ranks.world()], device, views)
+    outside = max(0.0, 1 - scored.timing.network / scored.timing.total)
+    log.info(
+        "%s/%s: %d images in %.1f s, %.1f %% of it outside forward pass and up-sampling",
+        *(use.dataset, use.split, len(samples), scored.timing.total, 100 * outside),
+    )
+    matrices = {name: ranks.total(matrix).cpu() for name, matrix in scored.matrices.items()}
+    if not matrices[""][:-1].any():
+        raise UserError(
+            f"{use.dataset}/{use.split}: found {len(samples)} images without one pixel of the classes "
+            f"{', '.join(run.classes.names)}; expected labels in them"
+        )
+    return matrices, len(samples)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: all of it, and the part in forward pass and up-sampling."""
+
+    total: float
+    network: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    matrices: dict[str, Tensor]  # by view, on the device
+    timing: Timing
+
+
+@torch.inference_mode()
+def score_images(
+    run: Run,
+    student: Segmenter,
+    prepared: Prepared,
+    samples: Sequence[Sample],
+    device: torch.device,
+    views: dict[str, Predict] | None = None,
+) -> Scored:
+    """Count labelled samples in this process.
+
+    Args:
+        run: gives class space, test mode and precision.
+        student: on the device, in evaluation mode; normalises the images of all views.
+        prepared, samples: what to score.
+        device: where.
+        views: what predicts, by name; the student as the test block says by default, under "".
+    """
+    views = views or {"": inference.from_test(predictor(student), run.benchmark.test)}
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
     cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
     clock = Clock(device)
     done, began, said = 0, time.perf_counter(), time.perf_counter()
-    for images, label in batches(prepared, mine, run.classes, DECODERS if device.type == "cuda" else 1):
-        images, label = normalise(images.to(device)), label.to(device)
+    for images, label in batches(prepared, samples, run.classes, DECODERS if device.type == "cuda" else 1):
+        images, label = student.normalise(images.to(device)), label.to(device)
         for name, predict in views.items():
             with clock.network(), cast:
                 logits = predict(images, (label.shape[-2], label.shape[-1]))
@@ -148,19 +194,9 @@ def count(
         done += len(images)
         if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
             said = time.perf_counter()
-            log.info("%s/%s: %d of %d images", use.dataset, use.split, done, len(mine))
-    inside, seconds = clock.seconds(), time.perf_counter() - began
-    log.info(
-        "%s/%s: %d images in %.1f s, %.1f %% of it outside forward pass and up-sampling",
-        *(use.dataset, use.split, done, seconds, max(0.0, 100 * (1 - inside / seconds))),
-    )
-    matrices = {name: ranks.total(matrix).cpu() for name, matrix in matrices.items()}
-    if not matrices[""][:-1].any():
-        raise UserError(
-            f"{use.dataset}/{use.split}: found {len(samples)} images without one pixel of the classes "
-            f"{', '.join(run.classes.names)}; expected labels in them"
-        )
-    return matrices, len(samples)
+            log.info("scored %d of %d images", done, len(samples))
+    network = clock.seconds()
+    return Scored(matrices, Timing(time.perf_counter() - began, network))
 
 
 class Clock:

@@ -1,0 +1,47 @@
+"""A folder with params.yaml and prepared data, and `udaseg` commands that run there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RAW: dict[str, Any] = yaml.safe_load((ROOT / ".test" / "params.yaml").read_text())
+
+
+class Project:
+    """A folder with params.yaml and prepared data; `udaseg` commands run there."""
+
+    def __init__(self, folder: Path, raw: dict[str, Any]) -> None:
+        self.folder, self.raw = folder, raw
+        self.write()
+
+    def write(self) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.raw, sort_keys=False))
+
+    def set(self, path: str, value: Any) -> None:
+        """Change one value of params.yaml, e.g. `set("run/threads", 2)`."""
+        *parents, last = path.split("/")
+        block = self.raw
+        for key in parents:
+            block = block[key]
+        block[last] = value
+        self.write()
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "udaseg", *words]
+
+    def udaseg(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
