@@ -96,10 +96,12 @@ def evaluate(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.evaluation import compare as step
+    from udaseg.evaluation import pictures
 
     p = params.load(args.params)
     params.lookup(p.benchmarks, args.benchmark, "benchmark")
     print(step.compare_benchmark(p, args.benchmark))
+    print(pictures.side_by_side(p, args.benchmark))
 
 
 def select(args: argparse.Namespace) -> None:

@@ -25,7 +25,10 @@ Scores = dict[int, dict[str, Any]]  # seed -> metrics.json
 
 
 def compare_benchmark(p: Params, benchmark: str) -> str:
-    """Write results/<benchmark>/summary.{json,csv,md} from every method and seed of `run`; returns the text of the last.
+    """Write results/<benchmark>/summary.{json,csv,md} from every method and seed of `run`.
+
+    Returns:
+        The text of summary.md.
 
     Raises:
         UserError: scores of a method and seed are missing or damaged.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from udaseg.data.labels import ClassSpace
 from udaseg.data.prepared import Prepared, Sample, find
 from udaseg.engine import runtime
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion, inference, scores
+from udaseg.evaluation import confusion, inference, pictures, scores
 from udaseg.evaluation.inference import Predict
 from udaseg.evaluation.loading import batches
 from udaseg.models import Segmenter, build_model, load_model_file, load_state
@@ -37,7 +39,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def evaluate_run(run: Run) -> str:
-    """Score a trained run; write metrics.json, confusion.csv and iou.json into its folder.
+    """Score a trained run; write metrics.json, confusion.csv, iou.json and examples.png into its folder.
 
     Returns:
         A short table to print (empty on all ranks but the first).
@@ -72,6 +74,7 @@ def _evaluate(run: Run, device: torch.device) -> str:
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
+    pictures.save_examples(run, examples(run, sets[0], networks[""], student))
     write_results(run, matrices[""], headline | {"other": other})
     return table(run, sets[0], headline, other)
 
@@ -224,6 +227,22 @@ class Clock:
         if self.events:
             torch.cuda.synchronize(self.device)
         return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
+
+
+def examples(
+    run: Run, use: Use, network: Segmenter, predict: Predict
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Image, truth and prediction of a few samples, for `pictures`."""
+    prepared = find(run.benchmark_name, use)
+    chosen = pictures.evenly_spaced(samples_of(prepared, use))
+    rows = []
+    for sample, (images, label) in zip(
+        chosen, itertools.chain(*(batches(prepared, [s], run.classes) for s in chosen)), strict=True
+    ):
+        logits = predict(network.normalise(images.to(network.mean.device)), (label.shape[-2], label.shape[-1]))
+        found = confusion.most_likely(logits)[0].to(torch.uint8).cpu().numpy()
+        rows.append((prepared.image(sample), label[0].numpy(), found))
+    return rows
 
 
 def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:

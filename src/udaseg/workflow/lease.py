@@ -43,7 +43,11 @@ def with_gpus(count: int, command: list[str]) -> int:
         command = [command[0], *launcher, *command[1:]]
         environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in SIGNALS)
     # The child inherits the locks: should this process be killed, the devices stay taken as long as the child uses them.
-    return forward(command, environment, locks)
+    try:
+        return forward(command, environment, locks)
+    finally:
+        for handle in locks:
+            os.close(handle)
 
 
 def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> int:

@@ -1,0 +1,186 @@
+"""What Snakemake made is finished for DVC, and the other way round; neither runs more than what a change asks for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from repository import TRAINED, Repository, stages_run
+
+ONE_METHOD = {"train": 1, "evaluate": 1, "compare": 1, "select": 1}  # the selected method changed
+
+
+def clone(repository: Repository, folder: Path) -> Repository:
+    """A fresh clone with the large results from a DVC remote."""
+    repository.dvc("remote", "add", "--quiet", "--default", "store", str(folder / "store"))
+    repository.commit("remote")
+    repository.dvc("push", "--quiet")
+    repository.git("clone", "--quiet", str(repository.folder), str(folder / "clone"))
+    copy = Repository(folder / "clone")
+    copy.dvc("pull", "--quiet")
+    return copy
+
+
+def test_i_5_nothing_to_do_after_snakemake(finished: Repository) -> None:
+    finished.dvc("status", "--quiet")
+    assert stages_run(finished.dvc("repro")) == []
+    assert finished.planned() == {}
+    assert finished.git("status", "--porcelain") == ""
+
+
+def test_i_6_nothing_to_do_after_dvc(fresh: Repository) -> None:
+    assert len(stages_run(fresh.dvc("repro"))) == 8
+    assert fresh.planned() == {}
+    assert stages_run(fresh.dvc("repro")) == []
+    kept = {"metrics.json", "summary.json", "summary.csv", "summary.md", "iou.json", "confusion.csv", "history.csv"}
+    changed = [line[3:] for line in fresh.git("status", "--porcelain", "--untracked-files=all").splitlines()]
+    assert {Path(path).name for path in changed} == {*kept, "dvc.lock"}
+    cached = [path for path in changed if path.endswith(("iou.json", "confusion.csv", "history.csv"))]
+    assert all(path.startswith("results/selected/") for path in cached), cached
+
+
+def test_i_7_checkout_is_harmless(finished: Repository) -> None:
+    for path in finished.outputs():
+        (finished / path).unlink()
+    finished.git("checkout", "--quiet", ".")
+    finished.dvc("checkout", "--force", "--quiet")
+    assert finished.planned() == {}
+
+
+def test_i_8_fresh_clone(finished: Repository, tmp_path: Path) -> None:
+    copy = clone(finished, tmp_path)
+    text = copy.snakemake("-n", expect=1)
+    assert "udaseg sync" in text
+    assert "Traceback" not in text
+    copy.udaseg("sync")
+    assert copy.planned() == {}
+    assert stages_run(copy.dvc("repro")) == []
+    test_i_9_one_method_only(copy)
+
+
+def test_i_8b_partial_records(finished: Repository, tmp_path: Path) -> None:
+    copy = clone(finished, tmp_path)
+    copy.set("methods/self_training/source_view", "strong")
+    assert stages_run(copy.dvc("repro")) == [
+        *("train@streets-self_training-0", "evaluate@streets-self_training-0", "compare@streets", "select")
+    ]
+    assert "udaseg sync" in copy.snakemake("-n", expect=1)
+    copy.udaseg("sync")
+    assert copy.planned() == {}
+    assert sorted(copy.records()) == sorted(copy.outputs())
+
+
+def test_a_clone_without_a_remote_plans_everything_anew(finished: Repository, tmp_path: Path) -> None:
+    finished.git("clone", "--quiet", str(finished.folder), str(tmp_path / "clone"))
+    copy = Repository(tmp_path / "clone")
+    assert (copy / f"{TRAINED}/metrics.json").exists()
+    everything = {"prepare": 1, "pretrain": 1, "train": 2, "evaluate": 2, "compare": 1, "select": 1}
+    assert copy.planned() == everything
+    assert "sync" not in copy.snakemake("-n")
+
+
+def test_i_9_one_method_only(finished: Repository) -> None:
+    finished.set("methods/self_training/threshold", 0.9)
+    assert finished.stale() == {"train@streets-self_training-0"}
+    assert finished.planned() == ONE_METHOD
+
+
+def test_i_10_add_and_remove_a_method(finished: Repository) -> None:
+    finished.set("run/methods", ["source_only", "self_training", "oracle"])
+    assert finished.planned() == {"train": 1, "evaluate": 1, "compare": 1}
+    assert finished.stale() == {"train@streets-oracle-0", "evaluate@streets-oracle-0", "compare@streets"}
+    finished.set("run/methods", ["self_training"])
+    assert finished.planned() == {"compare": 1}
+    assert finished.stale() == {"compare@streets"}
+
+
+def test_a_code_change_reaches_both(finished: Repository) -> None:
+    (finished / "src/udaseg/evaluation/__pycache__").mkdir(exist_ok=True)
+    (finished / "src/udaseg/evaluation/__pycache__/x.pyc").write_bytes(b"")
+    finished.dvc("status", "--quiet")
+    with (finished / "src/udaseg/evaluation/compare.py").open("a") as handle:
+        handle.write("# harmless\n")
+    assert finished.planned() == {"evaluate": 2, "compare": 1, "select": 1}
+    assert finished.stale() == {
+        *("evaluate@streets-source_only-0", "evaluate@streets-self_training-0", "compare@streets", "select")
+    }
+    # how to accept it (docs/workflow.md)
+    finished.snakemake("--touch", "--forceall")
+    finished.udaseg("record")
+    finished.dvc("status", "--quiet")
+    assert finished.planned() == {}
+
+
+def test_i_14_bridges_refuse(finished: Repository) -> None:
+    finished.set("methods/self_training/threshold", 0.9)
+    assert "dvc.lock" in finished.udaseg("sync", expect=2)
+    assert "work left" in finished.udaseg("record", expect=2)
+    finished.git("checkout", "--quiet", ".")
+    finished.udaseg("sync")
+    (finished / f"{TRAINED}/history.csv").write_text("altered\n")
+    assert "dvc.lock" in finished.udaseg("sync", expect=2)
+
+
+def test_i_19_metrics_diff_across_methods(finished: Repository) -> None:
+    path = "results/selected/metrics.json"
+    finished.set("select/method", "source_only")
+    assert stages_run(finished.dvc("repro", "select")) == ["select"]
+    found = json.loads(finished.dvc("metrics", "diff", "--json"))[path]
+    assert {key for key in found if key.startswith("iou.")}
+    for side, method in (("old", "self_training"), ("new", "source_only")):
+        scores = json.loads((finished / f"results/streets/{method}/seed0/metrics.json").read_text())
+        assert found["miou"][side] == scores["miou"]
+        for name, value in scores["iou"].items():
+            assert found.get(f"iou.{name}", {side: value})[side] == value  # equal scores are not listed
+    assert path in finished.dvc("metrics", "show")
+    finished.commit("select source_only")
+    assert json.loads(finished.dvc("metrics", "diff", "HEAD~1", "HEAD", "--json"))[path] == found
+
+
+def test_guard_stops_at_results_of_unknown_origin_alone(finished: Repository) -> None:
+    shutil.rmtree(finished / ".snakemake/metadata")
+    assert "has no record of" in finished.snakemake("-n", expect=1)
+    assert "has no record of" not in finished.snakemake("--unlock")
+    shutil.rmtree(finished / "data")
+    for name in ("model.safetensors", "history.csv", "confusion.csv", "iou.json"):
+        for path in finished.folder.glob(f"results/streets/*/seed0/{name}"):
+            path.unlink()
+    shutil.rmtree(finished / "results/.scores")
+    assert finished.planned()["train"] == 2  # scores from git alone are not strange
+
+
+def test_import_run(finished: Repository, tmp_path: Path) -> None:
+    shutil.copytree(finished / TRAINED, tmp_path / "run")
+    home = finished.udaseg("import-run", str(tmp_path / "run"), "--reference").strip()
+    assert home == "results/reference/streets/self_training/seed0"
+    assert {path.name for path in (finished / home).iterdir()} == {"metrics.json", "run.json", "history.csv"}
+    assert "results/reference/" in finished.git("status", "--porcelain")
+
+    for path in (finished / TRAINED).iterdir():
+        path.unlink()
+    assert finished.udaseg("import-run", str(tmp_path / "run")).strip() == TRAINED
+    planned = finished.planned()
+    assert "train" not in planned
+    assert planned["evaluate"] == 1
+
+    finished.set("methods/self_training/threshold", 0.9)
+    text = finished.udaseg("import-run", str(tmp_path / "run"), "--reference", expect=2)
+    assert "params_hash: found" in text
+    assert len(text.splitlines()) == 1
+    finished.git("checkout", "--quiet", "params.yaml")
+    (finished / "src/udaseg/engine/trainer.py").open("a").write("# other code\n")
+    assert "code_hash: found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
+    finished.git("checkout", "--quiet", "src")
+    (finished / "data/streets/data.json").write_text("{}\n")
+    assert "data_hash: found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
+    (tmp_path / "run/model.safetensors").unlink()
+    assert "model.safetensors: not found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
+
+
+def test_stage_runs_its_rule_alone(finished: Repository) -> None:
+    text = finished.udaseg("stage", "compare", "results/streets/summary.json")
+    assert "self_training/0:" not in text
+    assert "| source_only" in text
+    finished.udaseg("stage", "compare", "results/streets/no-such-file", expect=1)
+    assert finished.planned() == {}
