@@ -74,7 +74,7 @@ def _evaluate(run: Run, device: torch.device) -> str:
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
-    pictures.save_examples(run, examples(run, sets[0], networks[""], student))
+    pictures.save_examples(run, examples(run, sets[0], networks[""], student, device))
     write_results(run, matrices[""], headline | {"other": other})
     return table(run, sets[0], headline, other)
 
@@ -230,7 +230,7 @@ class Clock:
 
 
 def examples(
-    run: Run, use: Use, network: Segmenter, predict: Predict
+    run: Run, use: Use, network: Segmenter, predict: Predict, device: torch.device
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Image, truth and prediction of a few samples, for `pictures`."""
     prepared = find(run.benchmark_name, use)
@@ -239,7 +239,7 @@ def examples(
     for sample, (images, label) in zip(
         chosen, itertools.chain(*(batches(prepared, [s], run.classes) for s in chosen)), strict=True
     ):
-        logits = predict(network.normalise(images.to(network.mean.device)), (label.shape[-2], label.shape[-1]))
+        logits = predict(network.normalise(images.to(device)), (label.shape[-2], label.shape[-1]))
         found = confusion.most_likely(logits)[0].to(torch.uint8).cpu().numpy()
         rows.append((prepared.image(sample), label[0].numpy(), found))
     return rows
