@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from repository import TRAINED, Repository
 
 from udaseg.errors import UserError
 from udaseg.workflow import lease
@@ -144,9 +146,20 @@ def test_several_devices_mean_one_process_for_each(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lease, "forward", lambda command, environment, locks: seen.append(command) or 0)
     for count, words in [(2, ["-m", "udaseg", "train"]), (1, ["-m", "udaseg", "train"]), (2, ["script.py"])]:
         lease.with_gpus(count, ["python", *words])
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launched = seen.pop(0)
+    assert launched[:6] == ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert launched[-3:] == ["-m", "udaseg", "train"]
     assert seen == [
-        ["python", *launcher, "-m", "udaseg", "train"],
         ["python", "-m", "udaseg", "train"],
         ["python", "script.py"],
     ]
+
+
+def test_two_devices_train_one_run(finished: Repository) -> None:
+    (finished / f"{TRAINED}/model.safetensors").unlink()
+    train = (sys.executable, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "self_training")
+    environment = finished.environment | {"UDASEG_GPU_POOL": "0,1"}
+    command = [sys.executable, "-m", "udaseg", "with-gpus", "2", "--", *train]
+    done = subprocess.run(command, cwd=finished.folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((finished / f"{TRAINED}/run.json").read_text())["ranks"] == 2

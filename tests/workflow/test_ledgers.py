@@ -143,10 +143,11 @@ def test_guard_stops_at_results_of_unknown_origin_alone(finished: Repository) ->
     assert "has no record of" in finished.snakemake("-n", expect=1)
     assert "has no record of" not in finished.snakemake("--unlock")
     shutil.rmtree(finished / "data")
-    for name in ("model.safetensors", "history.csv", "confusion.csv", "iou.json"):
+    for name in ("model.safetensors", "history.csv", "confusion.csv", "iou.json", "examples.png"):
         for path in finished.folder.glob(f"results/streets/*/seed0/{name}"):
             path.unlink()
-    shutil.rmtree(finished / "results/.scores")
+    shutil.rmtree(finished / "results/.compared")
+    shutil.rmtree(finished / "figures")
     assert finished.planned()["train"] == 2  # scores from git alone are not strange
 
 
@@ -169,7 +170,8 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     assert "params_hash: found" in text
     assert len(text.splitlines()) == 1
     finished.git("checkout", "--quiet", "params.yaml")
-    (finished / "src/udaseg/engine/trainer.py").open("a").write("# other code\n")
+    with (finished / "src/udaseg/engine/trainer.py").open("a") as handle:
+        handle.write("# other code\n")
     assert "code_hash: found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
     finished.git("checkout", "--quiet", "src")
     (finished / "data/streets/data.json").write_text("{}\n")

@@ -44,6 +44,14 @@ def covers(folder_or_file: str, path: str) -> bool:
     return path == folder_or_file or path.startswith(folder_or_file + "/")
 
 
+def original(copy: str) -> str:
+    """results/streets/oracle/seed0/metrics.json of results/.compared/streets/oracle-seed0.json."""
+    path = Path(copy)
+    method, _, seed = path.stem.rpartition("-")
+    name = {".json": "metrics.json", ".png": "examples.png"}[path.suffix]
+    return f"results/{path.parent.name}/{method}/{seed}/{name}"
+
+
 def test_i_1_same_graph(finished: Repository, stages: list[Stage]) -> None:
     rules = finished.summary()
     made = {row["output_file"]: set(row["input-file(s)"].split(",")) for row in rules}
@@ -58,11 +66,10 @@ def test_i_1_same_graph(finished: Repository, stages: list[Stage]) -> None:
             assert any(covers(out, output) for output in outputs), f"{out}: no rule makes it"
         (inputs,) = {frozenset(made[output]) for output in outputs}
         deps = set(stage.deps)
-        if stage.name.startswith("compare"):  # a folder with a copy of every score stands for the scores
-            (folder,) = {dep for dep in deps if dep.startswith("results/.scores/")}
+        if stage.name.startswith("compare"):  # a folder with copies stands for what is compared
+            (folder,) = {dep for dep in deps if dep.startswith("results/.compared/")}
             copies = {path for s in stages for path in s.outs if covers(folder, path)}
-            assert len(copies) == len([path for path in inputs if path.endswith("metrics.json")])
-            deps = (deps - {folder}) | {path for path in inputs if path.endswith("metrics.json")}
+            deps = (deps - {folder}) | {original(path) for path in copies}
         for path in inputs:
             assert any(covers(dep, path) for dep in deps), f"{stage.name} does not depend on {path}, the rule does"
         for dep in deps:
@@ -107,7 +114,7 @@ def test_i_4_commands_only_run_rules(finished: Repository, stages: list[Stage]) 
         ("udaseg.data.prepare", "prepare"),
         ("udaseg.engine.trainer", "train"),
         ("udaseg.evaluation.evaluate", "evaluate"),
-        ("udaseg.evaluation.compare", "compare"),
+        ("udaseg.evaluation.compare, udaseg.evaluation.pictures", "compare"),
     ],
 )
 def test_rules_depend_on_all_code_that_they_import(step: str, rule: str, finished: Repository) -> None:

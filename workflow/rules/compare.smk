@@ -8,11 +8,17 @@ rule compare:
         metrics=lambda wc: [
             f"{run.folder}/metrics.json" for run in plan.runs(P, wc.benchmark)
         ],
-        code=plan.code("evaluation"),
+        examples=lambda wc: [
+            f"{run.folder}/examples.png"
+            for run in plan.runs(P, wc.benchmark)
+            if run.seed == P.run.seeds[0]
+        ],
+        code=plan.code("evaluation", "data/labels.py", "data/prepared.py"),
     output:
         json="results/{benchmark}/summary.json",
         csv="results/{benchmark}/summary.csv",
         md="results/{benchmark}/summary.md",
+        examples="figures/{benchmark}/examples.png",
     log:
         "logs/compare/{benchmark}.log",
     benchmark:

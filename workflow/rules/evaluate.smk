@@ -2,13 +2,18 @@ rule evaluate:
     input:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
-        code=plan.code("data", "models", "losses", "evaluation", "engine/runtime.py", "ranks.py"),
+        code=plan.code(
+            "data", "models", "losses", "evaluation", "engine/runtime.py", "ranks.py"
+        ),
     output:
         metrics="results/{benchmark}/{method}/seed{seed}/metrics.json",
         confusion="results/{benchmark}/{method}/seed{seed}/confusion.csv",
         iou="results/{benchmark}/{method}/seed{seed}/iou.json",
+        examples="results/{benchmark}/{method}/seed{seed}/examples.png",
         # DVC can say "the scores of all methods" only as a folder, which may hold nothing else: a copy of each lies there.
-        score="results/.scores/{benchmark}/{method}-seed{seed}.json",
+        compared=multiext(
+            "results/.compared/{benchmark}/{method}-seed{seed}", ".json", ".png"
+        ),
     log:
         "logs/evaluate/{benchmark}/{method}/seed{seed}.log",
     benchmark:
@@ -33,4 +38,5 @@ rule evaluate:
     shell:
         "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate --benchmark {wildcards.benchmark} "
         "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
-        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; cp {output.metrics} {output.score}"
+        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; "
+        "cp {output.metrics} {output.compared[0]}; cp {output.examples} {output.compared[1]}"

@@ -40,8 +40,8 @@ def with_gpus(count: int, command: list[str]) -> int:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if len(devices) > 1 and command[1:2] == ["-m"]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
+        launcher += ["--signals-to-handle", ",".join(number.name for number in SIGNALS)]  # USR1 would end it alone
         command = [command[0], *launcher, *command[1:]]
-        environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in SIGNALS)
     # The child inherits the locks: should this process be killed, the devices stay taken as long as the child uses them.
     try:
         return forward(command, environment, locks)

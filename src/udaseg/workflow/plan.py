@@ -77,9 +77,10 @@ def cached(p: Params) -> list[str]:
         for folder in [p.resolve(benchmark, "source_only", seed).pretrained.parent for seed in p.run.seeds]:
             out += [f"{folder}/{name}" for name in ("model.safetensors", "history.csv")]
         for run in runs(p, benchmark):
-            names = ("model.safetensors", "history.csv", "confusion.csv", "iou.json")
+            names = ("model.safetensors", "history.csv", "confusion.csv", "iou.json", "examples.png")
             out += [f"{run.folder}/{name}" for name in names]
-            out.append(f"results/.scores/{benchmark}/{run.method_name}-seed{run.seed}.json")
+            out += [f"results/.compared/{benchmark}/{run.method_name}-seed{run.seed}.{end}" for end in ("json", "png")]
+        out.append(f"figures/{benchmark}/examples.png")
     return out
 
 
