@@ -6,12 +6,12 @@ torch's own SyncBatchNorm refuses CPU tensors; the one below serves both, so tha
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def world() -> int:
@@ -42,6 +42,24 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over ranks whose gradient is summed over ranks too: each rank's loss depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return total(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0])
+
+
+def differentiable_total(tensor: Tensor) -> Tensor:
+    """Sum over ranks, with gradient."""
+    summed: Tensor = _Sum.apply(tensor)
+    return summed
+
+
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Replace every gradient by its mean over ranks, in one all-reduce. A parameter unused on one rank counts as 0 there."""
     if world() == 1:
@@ -62,9 +80,9 @@ def _global_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Training-mode batch normalisation of (B, C, H, W) with mean and variance over the batches of all ranks."""
     xf = x.float()
     count = xf.numel() // xf.shape[1] * world()
-    mean = all_reduce(xf.sum(dim=(0, 2, 3))) / count
+    mean = differentiable_total(xf.sum(dim=(0, 2, 3))) / count
     centred = xf - mean[:, None, None]
-    var = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+    var = differentiable_total(centred.square().sum(dim=(0, 2, 3))) / count
     if norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None:
         with torch.no_grad():
             norm.running_mean.lerp_(mean.detach(), norm.momentum)

@@ -18,7 +18,7 @@ import torch
 
 from tiny_project import Project
 from udaseg import params
-from udaseg.artifacts import file_hash
+from udaseg.artifacts import TRAINING_CODE, code_hash, file_hash
 from udaseg.engine import checkpoint, runtime, trainer
 from udaseg.errors import Interrupted, UserError
 from udaseg.models import load_model_file
@@ -169,7 +169,7 @@ def test_not_finite_loss_stops_before_the_optimizer(project: Project, monkeypatc
     with pytest.raises(UserError, match=r"step 3: the loss is not finite \(mixed\)"):
         train(project)
     run = run_of(project)
-    fingerprint = {"parameters": run.hash, "code": trainer.code_hash(*trainer.CODE), "data": trainer.data_hash(run)}
+    fingerprint = {"parameters": run.hash, "code": code_hash(*TRAINING_CODE), "data": trainer.data_hash(run)}
     state = checkpoint.load(Path("results/.restart/streets/self_training/seed0"), fingerprint)
     assert state is not None and state["step"] == 2
     assert all(v.isfinite().all() for v in state["method"].values() if v.is_floating_point())

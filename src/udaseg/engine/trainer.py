@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from udaseg import ranks
-from udaseg.artifacts import code_hash, file_hash, read_json, run_lock, write_json, write_text, writing
+from udaseg.artifacts import TRAINING_CODE, code_hash, file_hash, read_json, run_lock, write_json, write_text, writing
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, runtime
@@ -31,7 +31,6 @@ from udaseg.methods.base import Batch, Method
 from udaseg.models import Segmenter, build_model, load_encoder_weights, load_model_file, load_state, save_model
 from udaseg.params import Run, uses
 
-CODE = ("data", "models", "losses", "methods", "engine")  # the package folders that decide a result
 log = logging.getLogger("udaseg")
 
 
@@ -55,7 +54,7 @@ def train(run: Run, folder: Path) -> None:
 
 
 def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
-    fingerprint = {"parameters": run.hash, "code": code_hash(*CODE), "data": data_hash(run)}
+    fingerprint = {"parameters": run.hash, "code": code_hash(*TRAINING_CODE), "data": data_hash(run)}
     if is_done(folder, fingerprint):
         log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
         shutil.rmtree(restart, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""Batch normalisation and sums over ranks: two processes with half a batch each equal one with the whole batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+SCRIPT = """
+import sys, torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+from udaseg import ranks
+ranks.join(torch.device("cpu"))
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), BatchNormAct2d(2))
+x, target = torch.randn(4, 3, 6, 5) * 3 + 1, torch.randn(4, 2, 4, 3)
+ranks.use_global_batch_norm(net).train()
+mine = slice(ranks.rank() * 4 // ranks.world(), (ranks.rank() + 1) * 4 // ranks.world())
+loss = (net(x[mine]) * target[mine]).square().mean()
+loss.backward()
+ranks.average_gradients(list(net.parameters()))
+mean = ranks.total(loss.detach()) / ranks.world()
+if ranks.rank() == 0:
+    torch.save({"loss": mean, "grad": [p.grad for p in net.parameters()], "state": net.state_dict()}, sys.argv[1])
+ranks.leave()
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[dict]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    out = []
+    for n in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+        done = subprocess.run(
+            [*launch, "script.py", f"{n}.pt"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        out.append(torch.load(tmp_path / f"{n}.pt", weights_only=True))
+    return out
+
+
+def test_two_ranks_equal_one(results: list[dict]) -> None:
+    one, two = results
+    torch.testing.assert_close(one["loss"], two["loss"], rtol=1e-5, atol=1e-6)
+    for a, b in zip(one["grad"], two["grad"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for name, value in one["state"].items():
+        torch.testing.assert_close(value, two["state"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_rank_keeps_its_layers() -> None:
+    from udaseg import ranks
+
+    net = nn.Sequential(nn.BatchNorm2d(2), BatchNormAct2d(2))
+    assert [type(m) for m in ranks.use_global_batch_norm(net)] == [nn.BatchNorm2d, BatchNormAct2d]  # type: ignore[arg-type]
