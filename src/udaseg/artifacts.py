@@ -106,6 +106,11 @@ def run_lock(folder: Path) -> Iterator[None]:
         owner = handle.read().strip() or "an unknown process"
         handle.close()
         raise UserError(f"{folder}: in use by {owner}; wait for it or stop it, then run again") from None
+    except OSError as error:
+        handle.close()
+        raise UserError(
+            f"{folder}: cannot be locked ({error.strerror}); this file system has no locks, put the checkout on another"
+        ) from None
     try:
         handle.seek(0)
         handle.truncate()

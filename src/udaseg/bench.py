@@ -52,8 +52,9 @@ def bench(run: Run, steps: int) -> str:
     }
 
     batches = iter(loop.loader())
-    first = [next(batches) for _ in range(WARMUP)]
-    result["data_only"] = rate(lambda: next(batches), steps, run.train.batch, device)
+    first = [next(batches) for _ in range(run.train.accumulate)]
+    micro = run.train.accumulate
+    result["data_only"] = rate(lambda: [next(batches) for _ in range(micro)], steps, run.train.batch, device)
     synthetic = itertools.cycle(first)
     for _ in range(WARMUP):
         loop.advance(synthetic)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udaseg import __version__
+from udaseg.checking import lookup
 from udaseg.errors import Interrupted, UserError
 
 EXIT_USER_ERROR = 2
@@ -23,7 +24,8 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if mirror := os.environ.get("UDASEG_MIRROR"):
         os.environ["UDASEG_MIRROR"] = str(Path(mirror).resolve())
     try:
@@ -56,12 +58,12 @@ def prepare(args: argparse.Namespace) -> None:
             "name one data set (udaseg prepare camvid --size 256x192) or one benchmark (--benchmark streets)"
         )
     if args.benchmark:
-        params.lookup(p.benchmarks, args.benchmark, "benchmark")
+        lookup(p.benchmarks, args.benchmark, "benchmark")
         step.prepare_benchmark(p, args.benchmark, jobs=args.jobs)
         return
     if not args.size:
         raise UserError("--size is missing; say for example --size 256x128 (width x height)")
-    dataset = params.lookup(p.datasets, args.dataset, "data set")
+    dataset = lookup(p.datasets, args.dataset, "data set")
     size = params.Size.parse(args.size, "--size")
     folder = step.prepare_dataset(args.dataset, dataset, size, Path("data") / f"{args.dataset}-{size}", jobs=args.jobs)
     print(folder)
@@ -99,7 +101,7 @@ def compare(args: argparse.Namespace) -> None:
     from udaseg.evaluation import pictures
 
     p = params.load(args.params)
-    params.lookup(p.benchmarks, args.benchmark, "benchmark")
+    lookup(p.benchmarks, args.benchmark, "benchmark")
     print(step.compare_benchmark(p, args.benchmark))
     print(pictures.side_by_side(p, args.benchmark))
 
@@ -152,7 +154,7 @@ def bench(args: argparse.Namespace) -> None:
     from udaseg import bench as step
     from udaseg import params
 
-    run = params.load(args.params).resolve(args.benchmark, args.method, 0)
+    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
     print(step.bench(run, steps=args.steps))
 
 

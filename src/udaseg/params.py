@@ -7,19 +7,18 @@ was found and expected. This module imports no torch, so that every pipeline ste
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
-import types
 import typing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
+from udaseg.checking import build, convert, keys_of, lookup, nearest, reject_unknown
 from udaseg.data.labels import ClassSpace, class_space
 from udaseg.errors import UserError
 
@@ -34,6 +33,7 @@ class Size:
 
     width: int
     height: int
+    written: ClassVar[str] = "a size like 512x256"
 
     @classmethod
     def parse(cls, text: str, where: str) -> Size:
@@ -242,6 +242,8 @@ class Params:
         """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
         lookup(self.benchmarks, benchmark, "benchmark")
         lookup(self.methods, method, "method")
+        if seed < 0:
+            raise UserError(f"seed: found {seed}, expected 0 or more")
         run = Run(self, benchmark, method, seed)
         if run.init == "imagenet" and run.benchmark.model.weights == "none":
             raise UserError(
@@ -421,10 +423,21 @@ def method_block(name: str, block: Any) -> Recipe:
     if kind not in KINDS:
         raise UserError(f"params.yaml: methods.{name}: unknown method {kind!r}{nearest(kind, KINDS)}")
     recipe = typing.cast(Recipe, build(KINDS[kind], block, f"methods.{name}"))
+    if recipe.terms and isinstance(recipe, Supervised):
+        raise UserError(f"params.yaml: methods.{name}.terms: found {list(recipe.terms)}, but {kind} takes none; say []")
     for term in recipe.terms:
         if term not in TERMS:
             raise UserError(f"params.yaml: methods.{name}.terms: unknown term {term!r}{nearest(term, TERMS)}")
     return recipe
+
+
+def check_train(train: Train, where: str) -> None:
+    numbers = (train.steps, train.batch, train.accumulate, train.save_every, train.log_every)
+    if min(numbers) < 1 or train.batch % train.accumulate:
+        raise UserError(
+            f"params.yaml: {where}: steps, batch, accumulate, save_every, log_every must be at least 1 "
+            f"and batch a multiple of accumulate"
+        )
 
 
 def check_names(params: Params) -> None:
@@ -473,127 +486,16 @@ def check_names(params: Params) -> None:
                 f"params.yaml: {where}.test.scales: found {list(benchmark.test.scales)}, expected factors above 0; "
                 f"[1.0] is the image as it is"
             )
-        train = benchmark.train
-        if (
-            min(train.steps, train.batch, train.accumulate, train.save_every, train.log_every) < 1
-            or train.batch % train.accumulate
-        ):
-            raise UserError(
-                f"params.yaml: {where}.train: steps, batch, accumulate, save_every, log_every must be at least 1 "
-                f"and batch a multiple of accumulate"
-            )
+        check_train(benchmark.train, f"{where}.train")
+        for method, recipe in params.methods.items():
+            if recipe.native:
+                block = params.raw["benchmarks"][name]["train"] | recipe.native
+                check_train(build(Train, block, f"methods.{method}.native"), f"methods.{method}.native")
     if params.methods["source_only"].init == "source_only":
         raise UserError(
             "params.yaml: methods.source_only.init: source_only cannot start from itself; say imagenet or none"
         )
+    if min(params.run.seeds) < 0:
+        raise UserError(f"params.yaml: run.seeds: found {list(params.run.seeds)}, expected 0 or more")
     if min(params.run.threads, 1 + params.run.workers, 1 + params.run.gpus_per_run) < 1:
         raise UserError("params.yaml: run: threads must be at least 1, workers and gpus_per_run at least 0")
-
-
-# --- checking plain data against dataclasses ------------------------------------------------------------------------
-
-
-def keys_of(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls)]
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
-
-
-def lookup(table: typing.Mapping[str, Any], name: str, what: str, where: str = "") -> Any:
-    if name not in table:
-        prefix = f"params.yaml: {where}: " if where else ""
-        raise UserError(f"{prefix}unknown {what} {name!r}{nearest(name, table)}")
-    return table[name]
-
-
-def reject_unknown(block: typing.Mapping[Any, Any], known: list[str], where: str) -> None:
-    for key in block:
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
-
-
-def build(cls: type, block: Any, where: str) -> Any:
-    """An instance of dataclass `cls` from a mapping; `where` is the path shown in errors."""
-    if not isinstance(block, dict):
-        raise UserError(f"params.yaml: {where}: found {block!r}, expected a block with keys {', '.join(keys_of(cls))}")
-    hints = typing.get_type_hints(cls)
-    reject_unknown(block, list(hints), f"params.yaml: {where}")
-    values = {}
-    for f in dataclasses.fields(cls):
-        if f.name in block:
-            values[f.name] = convert(hints[f.name], block[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"params.yaml: {where}: key `{f.name}` is missing")
-    return cls(**values)
-
-
-def convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that the annotation says, or a UserError that names found and expected."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = UserError(f"params.yaml: {where}: found {value!r}, expected {describe(hint)}")
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        for option in (a for a in args if a is not type(None)):
-            try:
-                return convert(option, value, where)
-            except UserError as error:
-                wrong = error if len(args) == 2 else wrong
-        raise wrong
-    if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            raise UserError(
-                f"params.yaml: {where}: found {value!r}, expected {describe(hint)}{nearest(str(value), args)}"
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise wrong
-        if args[-1] is Ellipsis:
-            return tuple(convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(value) != len(args):
-            raise wrong
-        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise wrong
-        return {convert(args[0], k, where): convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is Size:
-        return Size.parse(value, f"params.yaml: {where}")
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise wrong
-    if hint is float and not abs(value) < float("inf"):
-        raise wrong
-    return value
-
-
-def describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return " or ".join(str(a) for a in args)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else describe(a) for a in args)
-    if origin is tuple:
-        inner = describe(args[0])
-        return f"a list of {inner}" if args[-1] is Ellipsis else f"a list of {len(args)} x {inner}"
-    if origin is dict:
-        return f"a block {describe(args[0])}: {describe(args[1])}"
-    names = {
-        Any: "any value",
-        int: "an integer",
-        float: "a number (with a point: 1.0e-5)",
-        str: "text",
-        bool: "true or false",
-        Size: "a size like 512x256",
-    }
-    return names.get(hint) or f"a block with keys {', '.join(keys_of(hint))}"

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from udaseg.errors import UserError
 
 
 def world() -> int:
@@ -61,13 +64,15 @@ def differentiable_total(tensor: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over ranks, in one all-reduce. A parameter unused on one rank counts as 0 there."""
+    """Replace every gradient by its mean over ranks, in one all-reduce.
+
+    Every rank must have gradients for the same parameters: what a method computes may depend on the step, not on the data.
+    """
     if world() == 1:
         return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
     flat /= world()
@@ -113,6 +118,10 @@ def use_global_batch_norm(module: nn.Module) -> nn.Module:
     """Give every BatchNorm2d below `module` the statistics of all ranks (in place, parameters kept); no-op for one rank."""
     if world() > 1:
         for child in module.modules():
+            if isinstance(child, _BatchNorm) and type(child) not in (nn.BatchNorm2d, BatchNormAct2d):
+                raise UserError(
+                    f"{type(child).__name__} has no statistics over several processes; set run.gpus_per_run: 1 for this backbone"
+                )
             if type(child) in (nn.BatchNorm2d, BatchNormAct2d):
                 child.__class__ = GlobalBatchNorm if type(child) is nn.BatchNorm2d else GlobalBatchNormAct
     return module

@@ -24,6 +24,8 @@ def run_of(project: Project, precision: str = "fp32") -> params.Run:
     project.set("benchmarks/streets/init", {"default": "none"})
     project.set("benchmarks/streets/train/steps", 6)
     project.set("benchmarks/streets/train/precision", precision)
+    project.set("methods/self_training/jitter", {"p": 1.0, "strength": 0.2})  # every branch of the step, every time
+    project.set("methods/self_training/blur", {"p": 1.0, "sigma": [0.15, 1.15]})
     return params.load("params.yaml").resolve("streets", "self_training", 0)
 
 

@@ -13,7 +13,7 @@ from udaseg.losses.segmentation import cell_labels, cross_entropy, feature_dista
 
 
 def naive_cross_entropy(logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    total = logits.new_zeros(())
+    total = 0 * logits.sum()
     for b in range(label.shape[0]):
         for y in range(label.shape[1]):
             for x in range(label.shape[2]):
@@ -119,4 +119,4 @@ def test_cell_labels_equal_loop(seed: int, factor: int, ratio: float) -> None:
                 if best < ratio - 1e-6:
                     assert cells[b, i, j] == 255
                 else:
-                    assert shares[{0: 0, 1: 1, 2: 2, 255: 3}[int(cells[b, i, j])]] == best or cells[b, i, j] == 255
+                    assert shares[{0: 0, 1: 1, 2: 2, 255: 3}[int(cells[b, i, j])]] == best

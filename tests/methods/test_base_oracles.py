@@ -14,7 +14,7 @@ from udaseg.data.prepared import Sample
 from udaseg.data.sampling import class_counts, files_with_class, rare_class_probabilities
 from udaseg.engine.optim import learning_rate
 from udaseg.errors import UserError
-from udaseg.methods.augment import gaussian_blur, scale_saturation
+from udaseg.methods.augment import BLUR_REACH, gaussian_blur, scale_saturation
 from udaseg.methods.base import Averaged
 from udaseg.methods.mixing import class_mask, confident_share, paste, without_border
 from udaseg.params import Schedule
@@ -147,7 +147,7 @@ def test_base_o13(side: int) -> None:
         kernel /= kernel.sum()
         padded = nn.functional.pad(image, (taps // 2,) * 4, mode="reflect")
         full = nn.functional.conv2d(padded.reshape(3, 1, *padded.shape[-2:]), (kernel[:, None] * kernel)[None, None])
-        ours = gaussian_blur(image, torch.tensor([sigma], dtype=torch.float64))
+        ours = gaussian_blur(image, torch.tensor([sigma], dtype=torch.float64), math.ceil(BLUR_REACH * 1.15))
         assert (ours[0] - full[:, 0]).abs().max() < 2e-6
 
 

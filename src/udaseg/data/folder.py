@@ -7,10 +7,11 @@ import os
 import re
 from pathlib import Path
 
+from udaseg.checking import nearest
 from udaseg.data.labels import IGNORE, class_space
 from udaseg.data.samples import Encoding, Found, Item
 from udaseg.errors import UserError
-from udaseg.params import Dataset, nearest
+from udaseg.params import Dataset
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
 VOID = "void"  # a name in `ids` for values that no class owns

@@ -114,21 +114,24 @@ class Pairs(Dataset[dict[str, Tensor]]):
     def _labelled_crop(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, wanted: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        for _ in range(REDRAWS + 1):
-            top, left = offset(rng, label.shape, self.crop)
-            piece = cut(label, top, left, self.crop)
-            if self._accept(piece, wanted):
+        for _ in range(REDRAWS + 1 if wanted is not None else 1):
+            top, left, piece = self._mixed_crop(rng, label)
+            if wanted is not None and int((piece == wanted).sum()) > self.rare.crop_pixels:
                 break
         mirrored = rng.random() < 0.5
         return flip(cut(image, top, left, self.crop), mirrored), flip(piece, mirrored)
 
-    def _accept(self, label: np.ndarray, wanted: int | None) -> bool:
-        if wanted is not None:
-            return int((label == wanted).sum()) > self.rare.crop_pixels
-        if self.views.crop_max_ratio >= 1:
-            return True
-        counts = np.bincount(label.reshape(-1), minlength=256)[:IGNORE]
-        return (counts > 0).sum() > 1 and counts.max() < self.views.crop_max_ratio * counts.sum()
+    def _mixed_crop(self, rng: np.random.Generator, label: np.ndarray) -> tuple[int, int, np.ndarray]:
+        """A crop that no class fills to `crop_max_ratio`, or the last of ten redraws; with its top and left corner."""
+        for _ in range(REDRAWS + 1):
+            top, left = offset(rng, label.shape, self.crop)
+            piece = cut(label, top, left, self.crop)
+            if self.views.crop_max_ratio >= 1:
+                break
+            counts = np.bincount(piece.reshape(-1), minlength=256)[:IGNORE]
+            if (counts > 0).sum() > 1 and counts.max() < self.views.crop_max_ratio * counts.sum():
+                break
+        return top, left, piece
 
     def _shuffled(self, n: int, length: int, purpose: str) -> int:
         """Position n of an endless sequence of permutations: every image once before any comes again."""

@@ -33,8 +33,6 @@ def save(folder: Path, state: dict[str, Any], fingerprint: dict[str, str]) -> No
         with temporary.open("wb") as handle:
             handle.write(FORMAT + hashlib.sha256(payload).digest())
             handle.write(payload)
-            handle.flush()
-            os.fsync(handle.fileno())
         if newest.exists():
             os.replace(newest, folder / "state.previous.pt")
 
@@ -70,11 +68,11 @@ def load(folder: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    start = len(FORMAT) + 32
-    if not data.startswith(FORMAT):
-        raise ValueError("not a restart state")
-    if hashlib.sha256(data[start:]).digest() != data[len(FORMAT) : start]:
+    with path.open("rb") as handle:
+        if handle.read(len(FORMAT)) != FORMAT:
+            raise ValueError("not a restart state")
+        digest, payload = handle.read(32), handle.read()
+    if hashlib.sha256(payload).digest() != digest:
         raise ValueError("incomplete or altered")
-    state: dict[str, Any] = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     return state

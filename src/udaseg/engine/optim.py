@@ -1,4 +1,4 @@
-"""Optimizer, parameter groups and learning-rate schedule of the DAFormer family (docs/methods/self_training.md section 4)."""
+"""Optimizer, parameter groups and learning-rate schedule of the DAFormer family (docs/methods/self_training.md)."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def setup(run: RunBlock) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first call
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what was never written
     torch.backends.cudnn.benchmark = False
     chosen = device(run)
     if chosen.type == "cuda":

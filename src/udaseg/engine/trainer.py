@@ -6,11 +6,8 @@ yields, one flattened gradient all-reduce, one optimizer step. Nothing in it wai
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from udaseg import ranks
-from udaseg.artifacts import TRAINING_CODE, code_hash, file_hash, read_json, run_lock, write_json, write_text, writing
+from udaseg.artifacts import run_lock
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, runtime
 from udaseg.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from udaseg.engine.results import adopt, fingerprint_of, is_done, write_results
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import create
 from udaseg.methods.base import Batch, Method
-from udaseg.models import Segmenter, build_model, load_encoder_weights, load_model_file, load_state, save_model
+from udaseg.models import Segmenter, build_model, load_encoder_weights, load_model_file, load_state
 from udaseg.params import Run, uses
 
+ASK_EVERY = 10  # steps between two questions to all ranks whether to stop: each waits for the device
 log = logging.getLogger("udaseg")
 
 
@@ -54,7 +53,9 @@ def train(run: Run, folder: Path) -> None:
 
 
 def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
-    fingerprint = {"parameters": run.hash, "code": code_hash(*TRAINING_CODE), "data": data_hash(run)}
+    for leftover in restart.glob(".*.part"):  # of a killed save
+        leftover.unlink(missing_ok=True)
+    fingerprint = fingerprint_of(run)
     if is_done(folder, fingerprint):
         log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
         shutil.rmtree(restart, ignore_errors=True)
@@ -72,7 +73,16 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
     with runtime.stop_requests() as request:
         loop.fit(request)
     if ranks.rank() == 0:
-        loop.write_results(folder)
+        write_results(
+            run,
+            method,
+            folder,
+            fingerprint=fingerprint,
+            history=loop.history,
+            seconds=loop.seconds,
+            device=device,
+        )
+        log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
         shutil.rmtree(restart, ignore_errors=True)
 
 
@@ -91,11 +101,6 @@ def build(run: Run, device: torch.device) -> Method:
 
 def load_pretrained(student: Segmenter, run: Run) -> None:
     path = run.pretrained
-    if not path.exists():
-        raise UserError(
-            f"{path}: not found; {run.method_name} starts from source-only weights (init: source_only): run "
-            f"`udaseg pretrain --benchmark {run.benchmark_name} --seed {run.seed}` first"
-        )
     state, header = load_model_file(path)
     expected = run.params.resolve(run.benchmark_name, "source_only", run.seed).hash
     if header.get("params_hash") != expected:
@@ -123,6 +128,7 @@ class Loop:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.step = 0  # steps done
         self.rate = 0.0
+        self.index: list[int] = []  # pairs of the last micro-batch
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}  # losses since the last row of the history
@@ -150,7 +156,8 @@ class Loop:
             if looking:
                 self.stop_if_broken()
                 self.log((self.step - first) * self.p.batch / elapsed)
-            if (ranks.world() == 1 or looking) and request.on_any_rank(self.device):
+            asking = ranks.world() == 1 or looking or self.step % ASK_EVERY == 0
+            if asking and request.on_any_rank(self.device):
                 self.save()
                 raise Interrupted(f"stopped at step {self.step} of {self.p.steps}; the same command goes on from there")
             if self.step % self.p.save_every == 0 and not last:
@@ -163,9 +170,11 @@ class Loop:
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.p.accumulate):
-            self.backward(self.to_device(next(batches)))
+            self.backward(self.to_device(loaded(batches)))
         ranks.average_gradients(self.parameters)
-        self.broken.copy_(ranks.total(self.broken))
+        norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.broken.logical_or_(~torch.stack(norms).isfinite().all())
+        self.broken.copy_(ranks.total(self.broken) > 0)  # exactly 1: what the fused optimizers take for "do not step"
         if self.device.type != "cuda":
             self.stop_if_broken()  # on CUDA the optimizer skips its step by itself, and the next look stops the run
         self.optimizer.step()
@@ -174,6 +183,7 @@ class Loop:
 
     def backward(self, batch: Batch) -> None:
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.p.precision == "bf16")
+        self.index = batch.index
         passes = self.method.losses(batch, self.step)
         while True:
             with cast:
@@ -193,8 +203,8 @@ class Loop:
             return
         names = [name for name, value in self.sums.items() if not value.isfinite()]
         raise UserError(
-            f"training stopped at step {self.step}: the loss is not finite ({', '.join(names) or 'on another rank'}); nothing "
-            f"was updated and {self.restart} holds the last good state; lower the learning rate or that term's weight"
+            f"training stopped at step {self.step}, pairs {self.index}: the loss is not finite "
+            f"({', '.join(names) or 'its gradient, or on another rank'}); nothing was updated and {self.restart} holds the last good state; lower the learning rate or that term's weight"
         )
 
     def loader(self) -> DataLoader[dict[str, Tensor]]:
@@ -254,6 +264,7 @@ class Loop:
 
     def save(self) -> None:
         self.stop_if_broken()
+        self.sums = {name: ranks.total(value) / ranks.world() for name, value in self.sums.items()}
         if ranks.rank() == 0:
             state = {
                 "method": self.method.state_dict(),
@@ -265,72 +276,13 @@ class Loop:
             }
             checkpoint.save(self.restart, state, self.fingerprint)
 
-    def write_results(self, folder: Path) -> None:
-        run = self.run
-        columns = list(dict.fromkeys(name for row in self.history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if k != "step" else int(v) for k, v in row.items()} for row in self.history)
-        write_text(folder / "history.csv", text.getvalue())
-        write_json(
-            folder / "run.json",
-            {
-                "benchmark": run.benchmark_name,
-                "method": run.method_name,
-                "seed": run.seed,
-                "params_hash": run.hash,
-                "code_hash": self.fingerprint["code"],
-                "data_hash": self.fingerprint["data"],
-                "protocol": run.params.run.protocol,
-                "init": run.init,
-                "steps": self.p.steps,
-                "threads": run.params.run.threads,
-                "seconds": round(self.seconds, 1),
-                "peak_memory_mb": runtime.peak_memory_mb(self.device),
-                "command": " ".join(["udaseg", *sys.argv[1:]]),
-                **runtime.provenance(self.device),
-            },
-        )
-        header = {
-            "benchmark": run.benchmark_name,
-            "method": run.method_name,
-            "seed": str(run.seed),
-            "params_hash": run.hash,
-            "code_hash": self.fingerprint["code"],
-            "classes": ",".join(run.classes.names),
-        }
-        state = {p + k: v for p, module in self.method.scored().items() for k, v in module.state_dict().items()}
-        save_model(folder / "model.safetensors", state, header)
-        log.info("%s: %d steps in %s", folder, self.p.steps, duration(self.seconds))
 
-
-def data_hash(run: Run) -> str:
-    """Hash of data/<benchmark>/data.json, which holds the hashes of all images and labels of the benchmark."""
-    path = Path("data", run.benchmark_name, "data.json")
-    if not path.exists():
-        raise UserError(f"{path}: not found; run `udaseg prepare --benchmark {run.benchmark_name}` first")
-    return file_hash(path)
-
-
-def is_done(folder: Path, fingerprint: dict[str, str]) -> bool:
-    """Whether `folder` holds a finished run of these parameters, code and data."""
-    if not (
-        (folder / "model.safetensors").exists() and (folder / "run.json").exists() and (folder / "history.csv").exists()
-    ):
-        return False
-    made = read_json(folder / "run.json", "the record of a training run")
-    return fingerprint == {
-        key: made.get(f"{name}_hash") for key, name in (("parameters", "params"), ("code", "code"), ("data", "data"))
-    }
-
-
-def adopt(trained: Path, folder: Path) -> None:
-    """Take a finished run of the same recipe instead of training it twice."""
-    for name in ("history.csv", "run.json", "model.safetensors"):
-        with writing(folder / name) as temporary:
-            shutil.copyfile(trained / name, temporary)
-    log.info("%s: taken from %s, which has the same recipe", folder, trained)
+def loaded(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The next batch. What a loading process says to the user comes wrapped in its traceback, and is unwrapped here."""
+    try:
+        return next(batches)
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

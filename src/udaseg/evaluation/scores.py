@@ -1,7 +1,7 @@
 """Scores from confusion matrices; pure functions. A class found neither in labels nor in predictions has no score (NaN).
 
 IoU_c = TP / (TP + FP + FN) over all scored pixels of a set, mean over the classes that have one: the convention of the
-Cityscapes script and of mmsegmentation (self_training_base.md section 6).
+Cityscapes script and of mmsegmentation.
 shapes: matrices (K + 1, K) int64 as in confusion.py
 """
 

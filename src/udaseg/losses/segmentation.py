@@ -1,4 +1,4 @@
-"""Losses that every method shares. Sources: docs/methods/self_training.md, section numbers there.
+"""Losses that every method shares. Sources: docs/methods/self_training.md.
 
 B images, K classes, H W label size, h w feature size, C channels.
 """
@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255
+from udaseg.data.labels import IGNORE
 
 
 def fp32(tensor: Tensor) -> Tensor:
-    """At least single precision: exponentials and norms of bf16 maps are computed here; float64 stays as it is."""
+    """At least single precision, for exponentials and norms of bf16 maps; float64 stays as it is.
+
+    No island by itself: under autocast a product of two fp32 tensors is cast back; a loss that multiplies
+    matrices switches autocast off.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -46,13 +50,14 @@ def cell_labels(label: Tensor, size: tuple[int, int], classes: int, ratio: float
     return torch.where(pure, winner, IGNORE)
 
 
-def feature_distance(student: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+def feature_distance(student: Tensor, reference: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
     """Mean distance of (B, C, h, w) features over the cells where `mask` (B, h, w) is true; no cell: zero with graph.
 
-    DAFormer eq. (12): the Euclidean norm over channels to the frozen ImageNet features. Oracle O10.
+    DAFormer eq. (12): the Euclidean norm over channels to the frozen ImageNet features. Oracle O10. `cells` is what to divide
+    by where it is not the number in `mask`: the mean per rank, so that ranks average to the mean over the global batch.
     """
     difference = fp32(student) - fp32(reference)
     # where(): the gradient of sqrt at 0 is infinite, and masked cells must not bring it in
     squared = difference.square().sum(dim=1)
     distance = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
-    return (distance * mask).sum() / mask.sum().clamp(min=1)
+    return (distance * mask).sum() / torch.clamp(mask.sum() if cells is None else cells, min=1 / 64)

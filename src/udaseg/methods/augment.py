@@ -1,10 +1,12 @@
 """Photometric augmentation on the training device. Images are (B, 3, H, W) RGB in 0..1; labels are never touched.
 
 Parameters are drawn on the CPU from the given generators, so that nothing waits for the device. Sources: DAFormer's released
-configuration; docs/methods/self_training.md sections 1.1 and 3.2.
+configuration; docs/methods/self_training.md and source_only.md.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-BLUR_RADIUS = 6  # 13 taps: for sigma <= 1.15 within 8e-7 of the published kernel of a tenth of the image
+BLUR_REACH = (
+    5  # standard deviations on each side: for sigma <= 1.15 within 2e-6 of the published kernel of a tenth of the image
+)
 
 
 def photometric_distortion(images: Tensor, rngs: list[np.random.Generator]) -> Tensor:
@@ -69,11 +73,14 @@ def strong_augment(
         blur: probability, and range of sigma in pixels.
     """
     jittered, blurred = gates.random() < jitter[0], gates.random() < blur[0]
-    if jittered:
-        images = torch.stack([_jitter(image, rng, jitter[1]) for image, rng in zip(images, rngs, strict=True)])
-    if blurred:
-        sigma = torch.tensor([rng.uniform(*blur[1]) for rng in rngs], dtype=images.dtype)
-        images = gaussian_blur(images, sigma.to(images.device, non_blocking=True))
+    with torch.autocast(images.device.type, enabled=False):  # bf16 has 8 bits: it would posterise the blurred image
+        if jittered:
+            images = torch.stack([_jitter(image, rng, jitter[1]) for image, rng in zip(images, rngs, strict=True)])
+        if blurred:
+            sigma = torch.tensor([rng.uniform(*blur[1]) for rng in rngs], dtype=images.dtype)
+            images = gaussian_blur(
+                images, sigma.to(images.device, non_blocking=True), math.ceil(BLUR_REACH * blur[1][1])
+            )
     return images
 
 
@@ -92,16 +99,13 @@ def _jitter(image: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
     return image
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur image i with standard deviation sigma[i] pixels: two one-dimensional passes, reflected borders."""
-    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=images.device, dtype=images.dtype)
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur image i with standard deviation sigma[i] pixels: two passes of 2 * radius + 1 taps, reflected borders."""
+    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (x / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3B, 13)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3B, taps)
     batch, channels, height, width = images.shape
-    pad = (BLUR_RADIUS,) * 4
-    flat = F.pad(images, pad, mode="reflect").reshape(
-        1, batch * channels, height + 2 * BLUR_RADIUS, width + 2 * BLUR_RADIUS
-    )
+    flat = F.pad(images, (radius,) * 4, mode="reflect").flatten(0, 1)[None]
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels)
     return flat.reshape(batch, channels, height, width)

@@ -10,10 +10,13 @@ import copy
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from udaseg.data.sampling import Views
 from udaseg.models import Output, Segmenter
@@ -119,10 +122,10 @@ class Averaged(nn.Module):
         """Move towards `source` in one fused call; t = 0 copies it."""
         torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), 1 - self.decay(t))
 
-    def as_teacher(self) -> nn.Module:
-        """The average in training mode without dropout and drop-path: batch statistics, nothing random (DACS)."""
-        self.module.train()
-        for child in self.module.modules():
-            if type(child).__name__.startswith("Drop"):
+    def train(self, mode: bool = True) -> Self:
+        """Training mode without dropout and drop-path: batch statistics, nothing random (DACS)."""
+        super().train(mode)
+        for child in self.modules():
+            if isinstance(child, _DropoutNd | DropPath):
                 child.eval()
-        return self.module
+        return self

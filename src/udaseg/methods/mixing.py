@@ -1,6 +1,6 @@
 """Pseudo-labels, their weights, and ClassMix (Olsson et al., WACV 2021; Tranheden et al., DACS, WACV 2021).
 
-B images, K classes, H W pixels. Sources: docs/methods/self_training.md section 3; oracles O6, O7.
+B images, K classes, H W pixels. Sources: docs/methods/self_training.md; oracles O6, O7.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.losses.segmentation import IGNORE, fp32
+from udaseg.data.labels import IGNORE
+from udaseg.losses.segmentation import fp32
 
 
 def pseudo_labels(logits: Tensor, threshold: float, *, per_image: bool) -> tuple[Tensor, Tensor]:

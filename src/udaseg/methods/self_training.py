@@ -1,6 +1,6 @@
 """Self-training with an averaged teacher and class-mixed images: DACS (WACV 2021), DAFormer (CVPR 2022).
 
-Step (docs/methods/self_training.md section 3, equations of DAFormer):
+Step (docs/methods/self_training.md; equations of DAFormer):
 source loss eq. (1) and feature distance eq. (12)-(13) -> teacher's pseudo-labels eq. (2), weight q eq. (3) -> ClassMix ->
 mixed loss eq. (4) -> teacher update eq. (5). Contrastive terms (one file per paper) hook into the two student passes.
 """
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from udaseg import ranks
 from udaseg.data.sampling import Views
 from udaseg.losses.segmentation import cell_labels, feature_distance
 from udaseg.methods.augment import strong_augment
@@ -27,6 +29,7 @@ class SelfTrainingStep(Method):
     is_thing: Tensor  # (256,) label -> thing class?
 
     def __init__(self, student: Segmenter, run: Run) -> None:
+        self.frozen: tuple[nn.Module, ...] = ()
         super().__init__(student, run)
         self.p = typing.cast(SelfTraining, run.method)
         self.per_image = self.p.variant == "paper"  # released: one q and one set of classes for the whole batch
@@ -34,7 +37,8 @@ class SelfTrainingStep(Method):
         self.terms = nn.ModuleDict(
             {name: importlib.import_module(f"udaseg.methods.{name}").TERM(student, run) for name in self.p.terms}
         )
-        self.imagenet = self._imagenet_encoder() if self.p.feature_distance and run.from_imagenet else None
+        # in a tuple, so that 80 million frozen weights are neither saved in every restart state nor averaged
+        self.frozen = (self._imagenet_encoder(),) if self.p.feature_distance and run.from_imagenet else ()
         is_thing = torch.zeros(256, dtype=torch.bool)
         is_thing[list(run.classes.things)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
@@ -43,7 +47,13 @@ class SelfTrainingStep(Method):
         """The frozen reference of the feature distance: the encoder as ImageNet left it."""
         reference = build_model(self.run.benchmark.model, self.classes)
         load_encoder_weights(reference, self.run.benchmark.model, "imagenet")
-        return reference.encoder.requires_grad_(False)
+        return reference.encoder.requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the frozen encoder along."""
+        for module in self.frozen:
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def views(self) -> Views:
         return Views(crop_max_ratio=self.p.crop_max_ratio, rare_class_temperature=self.p.rare_class_temperature)
@@ -58,7 +68,7 @@ class SelfTrainingStep(Method):
         source = self.student.normalise(image)
         output = self.student(source, domain="source")
         losses = {"source": self.student.loss(output, batch.label)}
-        if self.imagenet is not None:
+        if self.frozen:
             losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
         for term in terms:
             losses |= term.on_source(batch, output, step)
@@ -78,7 +88,7 @@ class SelfTrainingStep(Method):
     @torch.no_grad()
     def pseudo_labels(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's labels (B, H, W) of unaugmented target images and their pixel weights (B, H, W), eq. (2) and (3)."""
-        teacher = typing.cast(Segmenter, self.teacher.as_teacher())
+        teacher = typing.cast(Segmenter, self.teacher.module)
         logits = teacher.predict(teacher.normalise(target), (target.shape[-2], target.shape[-1]))
         label, q = pseudo_labels(logits, self.p.threshold, per_image=self.per_image)
         border = self.run.train.border
@@ -101,19 +111,19 @@ class SelfTrainingStep(Method):
     def strong(self, images: Tensor, purpose: str, batch: Batch, step: int) -> Tensor:
         seed, p = self.run.seed, self.p
         rngs = [stream(seed, purpose, n) for n in batch.index]
-        gates = stream(seed, purpose + " gates", step)
+        gates = stream(seed, "gates", step)  # one decision a step for all views, as in the released code
         return strong_augment(images, gates, rngs, (p.jitter.p, p.jitter.strength), (p.blur.p, p.blur.sigma))
 
     def distance(self, source: Tensor, features: Tensor, label: Tensor) -> Tensor:
         """Feature distance to ImageNet on cells of thing classes (eq. 12; section 3.3)."""
-        assert self.imagenet is not None
         with torch.no_grad():
-            reference = self.imagenet.eval()(source)[-1]
+            reference = self.frozen[0](source)[-1]
             cells = cell_labels(
                 label, (features.shape[-2], features.shape[-1]), self.classes, self.p.feature_distance_ratio
             )
             mask = self.is_thing[cells]
-        return feature_distance(features, reference, mask)
+            cells_per_rank = ranks.total(mask.sum()) / ranks.world()
+        return feature_distance(features, reference, mask, cells_per_rank)
 
     def after_step(self, step: int) -> None:
         # t = step + 1: the teacher that labels the next step has seen this one (t = 0 is the copy it was built as)

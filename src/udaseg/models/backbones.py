@@ -1,6 +1,6 @@
 """Encoders: any timm `features_only` model as up to four feature maps, high to low resolution.
 
-self_training_base.md sections 5.1 (MiT = timm's pvt_v2 with MLP ratio 4), 5.3 (survey), 5.4 (ResNet-101).
+MiT is timm's pvt_v2 with MLP ratio 4, DeepLab-V2's ResNet-101 its resnet101c: docs/models.md.
 shapes: B images, c_i channels of stage i, H W image size, s_i stride of stage i
 """
 

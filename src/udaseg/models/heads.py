@@ -1,6 +1,6 @@
 """Decoder heads: encoder stages in, logits at head stride out.
 
-self_training_base.md section 5.2 (DAFormer and its SegFormer ablation) and 5.4 (DeepLabV2).
+DAFormer (CVPR 2022) sec. 3.2 with its SegFormer ablation, and DeepLab-V2 (TPAMI 2018) as UDA papers use it: docs/models.md.
 shapes: B images, c_i channels of stage i, w head width, K classes, h_i w_i map size of stage i
 
 Nothing here is named `norm`: the optimiser takes weight decay off parameters of that name, and section 4 decays the

@@ -1,6 +1,6 @@
 """The segmentation network: student and teacher are both one of these.
 
-self_training_base.md sections 3 (loss reduction) and 5 (networks).
+Which network of which paper this is: docs/models.md.
 shapes: B images, K classes, H W image size, h w map size at head stride
 """
 

@@ -1,6 +1,6 @@
 """Pretrained encoder weights: from the mirror, the disk or timm; loaded strictly; never a silent random start.
 
-self_training_base.md section 5.3 has the key map of the official MiT files; shared names are timm's.
+Names are timm's; official MiT files (SegFormer, NeurIPS 2021) are translated. docs/models.md.
 """
 
 import hashlib

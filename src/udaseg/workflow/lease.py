@@ -38,24 +38,30 @@ def with_gpus(count: int, command: list[str]) -> int:
         raise UserError("no command given; say for example `udaseg with-gpus 1 -- python -m udaseg train ...`")
     devices, locks = hold(pool(), count)
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if len(devices) > 1 and command[1:2] == ["-m"]:
+    several = len(devices) > 1 and command[1:2] == ["-m"]
+    if several:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
         launcher += ["--signals-to-handle", ",".join(number.name for number in SIGNALS)]  # USR1 would end it alone
         command = [command[0], *launcher, *command[1:]]
     # The child inherits the locks: should this process be killed, the devices stay taken as long as the child uses them.
     try:
-        return forward(command, environment, locks)
+        code, stopped = forward(command, environment, locks)
+        # torchrun ends with 1 whatever its processes say; asked to stop, they have saved (udaseg/errors.py)
+        return 75 if several and stopped and code else code
     finally:
         for handle in locks:
             os.close(handle)
 
 
-def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> int:
-    """Run a command, hand on signals, return its exit code (128 + n if signal n ended it)."""
+def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> tuple[int, bool]:
+    """Run a command and hand on signals; its exit code (128 + n if signal n ended it), and whether a signal came."""
+    stopped = False
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before the child was there
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
         if process is None:
             early.append(number)
         else:
@@ -72,7 +78,7 @@ def forward(command: list[str], environment: dict[str, str], handles: list[int])
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    return (code if code >= 0 else 128 - code), stopped
 
 
 def pool() -> list[str]:

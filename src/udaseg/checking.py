@@ -1,0 +1,119 @@
+"""Plain data, as YAML gives it, checked against dataclasses: every mistake is a UserError of one line.
+
+A class with a `parse` method is written as one text; its attribute `written` tells how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+from udaseg.errors import UserError
+
+
+def keys_of(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def lookup(table: typing.Mapping[str, Any], name: str, what: str, where: str = "") -> Any:
+    if name not in table:
+        prefix = f"params.yaml: {where}: " if where else ""
+        raise UserError(f"{prefix}unknown {what} {name!r}{nearest(name, table)}")
+    return table[name]
+
+
+def reject_unknown(block: typing.Mapping[Any, Any], known: list[str], where: str) -> None:
+    for key in block:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+
+
+def build(cls: type, block: Any, where: str) -> Any:
+    """An instance of dataclass `cls` from a mapping; `where` is the path shown in errors."""
+    if not isinstance(block, dict):
+        raise UserError(f"params.yaml: {where}: found {block!r}, expected a block with keys {', '.join(keys_of(cls))}")
+    hints = typing.get_type_hints(cls)
+    reject_unknown(block, list(hints), f"params.yaml: {where}")
+    values = {}
+    for f in dataclasses.fields(cls):
+        if f.name in block:
+            values[f.name] = convert(hints[f.name], block[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"params.yaml: {where}: key `{f.name}` is missing")
+    return cls(**values)
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that the annotation says, or a UserError that names found and expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = UserError(f"params.yaml: {where}: found {value!r}, expected {describe(hint)}")
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return convert(option, value, where)
+            except UserError as error:
+                wrong = error if len(args) == 2 else wrong
+        raise wrong
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise UserError(
+                f"params.yaml: {where}: found {value!r}, expected {describe(hint)}{nearest(str(value), args)}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise wrong
+        if args[-1] is Ellipsis:
+            return tuple(convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise wrong
+        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {convert(args[0], k, where): convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hasattr(hint, "parse"):  # written as one text, as 512x256
+        return hint.parse(value, f"params.yaml: {where}")
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise wrong
+    if hint is float and not abs(value) < float("inf"):
+        raise wrong
+    return value
+
+
+def describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(str(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else describe(a) for a in args)
+    if origin is tuple:
+        inner = describe(args[0])
+        return f"a list of {inner}" if args[-1] is Ellipsis else f"a list of {len(args)} x {inner}"
+    if origin is dict:
+        return f"a block {describe(args[0])}: {describe(args[1])}"
+    names = {
+        Any: "any value",
+        int: "an integer",
+        float: "a number (with a point: 1.0e-5)",
+        str: "text",
+        bool: "true or false",
+    }
+    return names.get(hint) or getattr(hint, "written", None) or f"a block with keys {', '.join(keys_of(hint))}"
