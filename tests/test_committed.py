@@ -1,0 +1,73 @@
+"""What is committed belongs together: reference results to parameter blocks, the README's tables to result files, pins to pyproject."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny_project import ROOT
+
+from udaseg import params
+
+REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
+
+
+def test_there_are_reference_results() -> None:
+    assert len(REFERENCE) >= 6
+
+
+@pytest.mark.parametrize("folder", REFERENCE, ids=lambda p: "/".join(p.parts[-3:]))
+def test_reference_belongs_to_a_committed_block(folder: Path) -> None:
+    made = json.loads((folder / "run.json").read_text())
+    benchmark, method, seed = folder.parts[-3], folder.parts[-2], int(folder.name.removeprefix("seed"))
+    assert (made["benchmark"], made["method"], made["seed"]) == (benchmark, method, seed)
+    run = params.load(ROOT / "params.yaml").resolve(benchmark, method, seed)
+    assert made["params_hash"] == run.hash, "params.yaml has changed since: run it again, or restore the block"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < metrics["miou"] < 100 and set(metrics["iou"]) <= set(run.classes.names)
+    with (folder / "history.csv").open() as handle:
+        assert int(list(csv.DictReader(handle))[-1]["step"]) == run.train.steps == made["steps"]
+    assert made["dirty"] is False and len(made["revision"]) == 40
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), re.S)
+    assert found, f"README.md has no block {name}"
+    return found[1].strip()
+
+
+def test_readme_shows_the_committed_demo_table() -> None:
+    assert block("demo table") == (ROOT / "results/streets/summary.md").read_text().strip()
+
+
+def test_readme_numbers_are_the_reference_results() -> None:
+    """Rows `| benchmark | method | mIoU ... |`: each number is that of the named runs."""
+    rows = re.findall(r"^\| (\w+) \| ([\w-]+) \| ([\d., ]+) \|", block("results"), re.M)
+    assert len(rows) >= 6
+    for benchmark, method, numbers in rows:
+        found = [
+            json.loads((folder / "metrics.json").read_text())["miou"]
+            for folder in sorted((ROOT / "results/reference" / benchmark / method).glob("seed*"))
+        ]
+        assert [f"{value:.1f}" for value in found] == numbers.replace(" ", "").split(","), (benchmark, method)
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["workflow"], *extras["dev"]]
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+( ; .+)?", line) for line in lines)
+    pinned = {re.split(r"[=<>]", line)[0].lower().replace("_", "-") for line in lines}
+    for requirement in wanted:
+        assert re.split(r"[=<>]", requirement)[0].lower().replace("_", "-") in pinned, requirement
+
+
+def test_links_in_the_documents_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
