@@ -143,9 +143,19 @@ def test_exit_codes() -> None:
 
 def test_several_devices_mean_one_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(lease, "forward", lambda command, environment, locks: seen.append(command) or 0)
-    for count, words in [(2, ["-m", "udaseg", "train"]), (1, ["-m", "udaseg", "train"]), (2, ["script.py"])]:
-        lease.with_gpus(count, ["python", *words])
+
+    def stopped_with_1(command: list[str], environment: dict[str, str], locks: list[int]) -> tuple[int, bool]:
+        seen.append(command)
+        return 1, True
+
+    monkeypatch.setattr(lease, "forward", stopped_with_1)
+    # torchrun ends with 1 when its processes were asked to stop and have saved: that is 75 to the caller
+    for count, words, code in [
+        (2, ["-m", "udaseg", "train"], 75),
+        (1, ["-m", "udaseg", "train"], 1),
+        (2, ["script.py"], 1),
+    ]:
+        assert lease.with_gpus(count, ["python", *words]) == code
     launched = seen.pop(0)
     assert launched[:6] == ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert launched[-3:] == ["-m", "udaseg", "train"]
