@@ -9,8 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny_project import ROOT
 
+from tiny_project import ROOT
 from udaseg import params
 
 REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
