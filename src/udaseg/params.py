@@ -180,56 +180,6 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Jitter:
-    p: float
-    strength: float
-
-
-@dataclass(frozen=True)
-class Blur:
-    p: float
-    sigma: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """source_only and oracle: cross-entropy on one labelled domain."""
-
-    variant: Literal["paper", "released"]
-    terms: tuple[str, ...]
-    init: Start
-    photometric: bool
-    crop_max_ratio: float
-    native: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SelfTraining:
-    """The self-training step (DACS, DAFormer), alone or with contrastive terms."""
-
-    variant: Literal["paper", "released"]
-    terms: tuple[str, ...]
-    init: Start
-    teacher_horizon: float
-    threshold: float
-    source_view: Literal["weak", "strong"]
-    crop_max_ratio: float
-    rare_class_temperature: float | None
-    feature_distance: float
-    feature_distance_ratio: float
-    jitter: Jitter
-    blur: Blur
-    native: dict[str, Any]
-
-
-Recipe = Supervised | SelfTraining
-
-# The part of a method's name before the first "-" names its file in methods/ and the block it is checked against.
-KINDS: dict[str, type] = {"source_only": Supervised, "oracle": Supervised, "self_training": SelfTraining}
-TERMS: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Params:
     run: RunBlock
     select: Select
