@@ -1,4 +1,4 @@
-"""Batch normalisation and sums over ranks: two processes with half a batch each equal one with the whole batch."""
+"""Batch normalisation, sums and gathering over ranks: two processes with half a batch each equal one with the whole batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(
 x, target = torch.randn(4, 3, 6, 5) * 3 + 1, torch.randn(4, 2, 4, 3)
 ranks.use_global_batch_norm(net).train()
 mine = slice(ranks.rank() * 4 // ranks.world(), (ranks.rank() + 1) * 4 // ranks.world())
-loss = (net(x[mine]) * target[mine]).square().mean()
+out = net(x[mine])
+every = ranks.gathered(out)  # a loss over pairs of the whole batch, as every rank sees it
+loss = (out * target[mine]).square().mean() + 1e-2 * (every.flatten(1) @ every.flatten(1).T).square().mean()
 loss.backward()
 ranks.average_gradients(list(net.parameters()))
 mean = ranks.total(loss.detach()) / ranks.world()

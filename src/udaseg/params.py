@@ -21,8 +21,8 @@ import yaml
 from udaseg.checking import build, convert, keys_of, lookup, nearest, reject_unknown
 from udaseg.data.labels import ClassSpace, class_space
 from udaseg.errors import UserError
+from udaseg.recipes import KINDS, TERMS, Recipe, SelfTraining, Start
 
-Start = Literal["imagenet", "source_only", "none"]
 NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
 
@@ -125,6 +125,9 @@ class Optimizer:
 class Schedule:
     warmup: float  # fraction of the run
     power: float
+    horizon: float = 1.0  # where the decay would reach 0, as a multiple of the run (of the round)
+    rounds: int = 1  # the decay begins again in each, with a new optimizer
+    factor: float = 1.0  # on the rate, from round to round
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,8 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The method's file: `self_training` of `self_training-dacs`."""
-        return self.method_name.split("-")[0]
+        """The method's file: `self_training` of `self_training-dacs`; a block with terms is the self-training step too."""
+        return "self_training" if isinstance(self.method, SelfTraining) else self.method_name.split("-")[0]
 
     @cached_property
     def classes(self) -> ClassSpace:
@@ -263,6 +266,14 @@ class Run:
         """The source-only model of this benchmark and seed: what `init: source_only` starts from."""
         return Path("results") / self.benchmark_name / "pretrained" / f"seed{self.seed}" / "model.safetensors"
 
+    @property
+    def twins(self) -> list[Path]:
+        """Folders of runs with the same recipe, in the order of run.methods: one training serves all (`sepico-off` ...)."""
+        if self.kind == "source_only":
+            return [self.pretrained.parent]
+        others = [self.params.resolve(self.benchmark_name, name, self.seed) for name in self.params.run.methods]
+        return [other.folder for other in others if other.hash == self.hash]
+
     @cached_property
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the result, as plain data. Names are left out, so identical recipes are equal."""
@@ -273,8 +284,12 @@ class Run:
             if k not in ("train", "test", "init", "evaluate")
         }
         used = {use.dataset: raw["datasets"][use.dataset] for use in uses(self.benchmark)[:2]}
-        method = {k: v for k, v in raw["methods"][self.method_name].items() if k not in ("native", "init")}
+        unused = {"native", "init", *(term for term in TERMS if term not in self.method.terms)}
+        method = {k: v for k, v in raw["methods"][self.method_name].items() if k not in unused}
         train = dataclasses.asdict(self.train)
+        for f in dataclasses.fields(Schedule):  # keys that most runs leave alone
+            if train["schedule"][f.name] == f.default:
+                train["schedule"].pop(f.name)
         for key in ("save_every", "log_every"):  # how often to look does not change the result
             train.pop(key)
         return {
@@ -372,20 +387,27 @@ def method_block(name: str, block: Any) -> Recipe:
         )
     if kind not in KINDS:
         raise UserError(f"params.yaml: methods.{name}: unknown method {kind!r}{nearest(kind, KINDS)}")
+    where = f"params.yaml: methods.{name}"
     recipe = typing.cast(Recipe, build(KINDS[kind], block, f"methods.{name}"))
-    if recipe.terms and isinstance(recipe, Supervised):
-        raise UserError(f"params.yaml: methods.{name}.terms: found {list(recipe.terms)}, but {kind} takes none; say []")
+    if recipe.terms and not isinstance(recipe, SelfTraining):
+        raise UserError(f"{where}.terms: found {list(recipe.terms)}, but {kind} takes none; say []")
     for term in recipe.terms:
         if term not in TERMS:
-            raise UserError(f"params.yaml: methods.{name}.terms: unknown term {term!r}{nearest(term, TERMS)}")
+            raise UserError(f"{where}.terms: unknown term {term!r}{nearest(term, TERMS)}")
+        if getattr(recipe, term) is None:
+            raise UserError(
+                f"{where}: the term {term} has no block of its own; add `{term}: {{...}}`, as in methods.{term}"
+            )
+    if len(set(recipe.terms)) < len(recipe.terms):
+        raise UserError(f"{where}.terms: found {list(recipe.terms)}, expected none twice")
     return recipe
 
 
 def check_train(train: Train, where: str) -> None:
-    numbers = (train.steps, train.batch, train.accumulate, train.save_every, train.log_every)
+    numbers = (train.steps, train.batch, train.accumulate, train.save_every, train.log_every, train.schedule.rounds)
     if min(numbers) < 1 or train.batch % train.accumulate:
         raise UserError(
-            f"params.yaml: {where}: steps, batch, accumulate, save_every, log_every must be at least 1 "
+            f"params.yaml: {where}: steps, batch, accumulate, save_every, log_every, schedule.rounds must be at least 1 "
             f"and batch a multiple of accumulate"
         )
 

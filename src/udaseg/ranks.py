@@ -31,6 +31,12 @@ def join(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def wait() -> None:
+    """Until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -61,6 +67,19 @@ def differentiable_total(tensor: Tensor) -> Tensor:
     """Sum over ranks, with gradient."""
     summed: Tensor = _Sum.apply(tensor)
     return summed
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, of equal shapes, one behind the other along the first dimension; with gradient.
+
+    In the order of the ranks, which is the order of one rank's batch.
+    """
+    if world() == 1:
+        return tensor
+    slots = tensor.new_zeros(world(), *tensor.shape)
+    own = torch.zeros(world(), dtype=torch.bool, device=tensor.device)
+    own[rank()] = True
+    return differentiable_total(torch.where(own.view(-1, *[1] * tensor.ndim), tensor, slots)).flatten(0, 1)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,17 +21,26 @@ from udaseg.errors import UserError
 from udaseg.params import RareClass, Size
 
 
-def pairs(project: Project, views: Views, seed: int = 0, crop: str = "48x32", rare: RareClass | None = None) -> Pairs:
+def pairs(
+    project: Project,
+    views: Views,
+    seed: int = 0,
+    crop: str = "48x32",
+    rare: RareClass | None = None,
+    static: Path | None = None,
+    classes: str = "cityscapes19",
+) -> Pairs:
     p = params.load("params.yaml")
     source, target = params.uses(p.benchmarks["streets"])[:2]
     return Pairs(
         views,
         (find("streets", source), source.split),
         (find("streets", target), target.split),
-        classes=class_space("cityscapes19"),
+        classes=class_space(classes),
         crop=Size.parse(crop, ""),
         rare_class=rare or RareClass(0, 0),
         seed=seed,
+        static=static,
     )
 
 
@@ -111,3 +122,48 @@ def test_crop_geometry(height: int, width: int, crop_height: int, crop_width: in
     assert (a[inside][:, 0] == b[inside]).all()
     assert inside.sum() == min(height, crop_height) * min(width, crop_width)
     assert (flip(b, True)[:, ::-1] == b).all() and (flip(b, False) == b).all()
+
+
+def test_static_labels_follow_the_geometry_of_their_image(project: Project, tmp_path: Path) -> None:
+    """Labels that are a function of the image stay one through scale, crop and flip."""
+    plain = pairs(project, Views())
+    images = [plain.target.image(sample) for sample in plain.target_samples]
+    labels = np.stack([image[..., 0] // 16 for image in images])
+    np.save(tmp_path / "labels.npy", labels)
+    data = pickle.loads(pickle.dumps(pairs(project, Views(static=True), static=tmp_path / "labels.npy")))
+    for n in range(6):
+        item = data[n]
+        assert (item["static"] == item["target"][0] // 16).all()
+        assert torch.equal(item["target"], plain[n]["target"])  # one more view changes no other
+    scaled = pairs(project, Views(static=True, scale=(1.5, 2.0)), static=tmp_path / "labels.npy")[0]
+    assert scaled["static"].shape == (32, 48)
+    near = (scaled["static"].int() - (scaled["target"][0] // 16).int()).abs() <= 1  # bilinear against nearest
+    assert near.float().mean() > 0.8
+
+
+def test_whole_targets_come_with_corners_inside_the_image(project: Project) -> None:
+    data = pairs(project, Views(whole_target=True))
+    for n in range(4):
+        item = data[n]
+        assert item["target"].shape == (3, data.whole.height, data.whole.width)
+        assert item["corners"].shape == (10, 2)
+        assert (item["corners"] >= 0).all()
+        assert (item["corners"] + torch.tensor([32, 48]) <= torch.tensor(item["target"].shape[1:])).all()
+    assert len({tuple(corner.tolist()) for n in range(4) for corner in data[n]["corners"]}) > 4
+
+
+def test_a_class_that_never_occurs_in_the_source_is_named(project: Project) -> None:
+    source = params.uses(params.load("params.yaml").benchmarks["streets"])[0]
+    path = find("streets", source).folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for sample in manifest["splits"][source.split]:
+        sample["counts"].pop("16", None)  # train
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="no pixel of train in the source"):
+        pairs(project, Views())
+    pairs(project, Views(labelled="target", unlabelled=False))
+
+
+def test_a_missing_day_reference_is_named(project: Project) -> None:
+    with pytest.raises(UserError, match="has no day reference, which `day_reference` needs"):
+        pairs(project, Views(reference=True))

@@ -83,3 +83,9 @@ def test_real_benchmarks_have_the_published_recipe() -> None:
     assert (t.optimizer.lr, t.optimizer.head_factor, t.optimizer.weight_decay) == (6e-5, 10, 0.01)
     assert (round(t.border.top * 512), round(t.border.bottom * 512)) == (15, 120)
     assert (t.rare_class.pixels, t.rare_class.crop_pixels) == (3000, 1500)
+
+
+def test_rounds_begin_the_decay_anew() -> None:
+    p = Schedule(warmup=0.0, power=1.0, horizon=2.0, rounds=3, factor=0.1)
+    rates = [learning_rate(step, 6, 1.0, p) for step in range(6)]
+    assert rates == pytest.approx([1, 0.75, 0.1, 0.075, 0.01, 0.0075])

@@ -11,7 +11,7 @@ from torch import nn
 from tiny_project import Project
 from udaseg import params
 from udaseg.engine.trainer import build
-from udaseg.methods.base import Averaged, Batch, Losses, Term
+from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
 from udaseg.methods.self_training import SelfTrainingStep
 
 
@@ -37,8 +37,8 @@ def batch() -> Batch:
 def test_mix_pastes_half_of_the_classes_with_weight_one(method: SelfTrainingStep) -> None:
     b = batch()
     assert b.target is not None
+    b.pseudo, b.weight = pseudo, q = method.pseudo_labels(b)
     image, label, weight = method.mix(b, 0)
-    pseudo, q = method.pseudo_labels(b.target)
     for i in range(2):
         pasted = (image[i] == b.image[i]).all(dim=0)
         assert len(b.label[i][pasted].unique()) == 3  # of 0, 1, 2, 3 and ignore
@@ -72,8 +72,8 @@ class Counting(Term):
 
     seen: list[str]
 
-    def before(self, batch: Batch, step: int) -> None:
-        assert not torch.is_grad_enabled()
+    def before(self, batch: Batch, step: int, host: Host) -> None:
+        assert not torch.is_grad_enabled() and batch.pseudo is not None and batch.weight is not None
         self.seen = ["before"]
 
     def on_source(self, batch, output, step) -> Losses:  # type: ignore[no-untyped-def]
@@ -85,7 +85,7 @@ class Counting(Term):
         self.seen.append("mixed")
         return {"counting_mixed": output.logits.mean() ** 2}
 
-    def own_passes(self, batch: Batch, step: int) -> Iterator[Losses]:
+    def own_passes(self, batch: Batch, step: int, host: Host) -> Iterator[Losses]:
         self.seen.append("own")
         yield {"counting_own": torch.zeros((), requires_grad=True)}
 
@@ -98,8 +98,8 @@ def test_terms_are_called_in_order(method: SelfTrainingStep) -> None:
     method.terms["counting"] = term
     passes = [sorted(losses) for losses in method.losses(batch(), 0)]
     method.after_step(0)
-    assert passes == [["counting_source", "source"], ["counting_mixed", "mixed"], ["counting_own"]]
-    assert term.seen == ["before", "source", "mixed", "own", "after"]
+    assert passes == [["counting_source", "source"], ["counting_own"], ["counting_mixed", "mixed"]]
+    assert term.seen == ["before", "source", "own", "mixed", "after"]
 
 
 def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from udaseg.errors import UserError
 from udaseg.models import build_model
-from udaseg.models.heads import DeepLabV2Head, FusionHead
+from udaseg.models.heads import DeepLabV2Head, FusionHead, sum_of_branches
 
 SURVEY = [
     ("resnet10t", {}),
@@ -154,9 +154,22 @@ def test_deeplabv2_head_is_the_plain_sum_of_dilated_taps():
             for j in range(3):
                 tap = padded[:, :, i * d : i * d + 9, j * d : j * d + 7]
                 wanted += torch.einsum("kc,bchw->bkhw", conv.weight[:, :, i, j], tap)
-    logits, decoder = head([torch.zeros(2, 1, 18, 14), x])
-    torch.testing.assert_close(logits, wanted)
-    assert decoder is None
+    torch.testing.assert_close(sum_of_branches(head.branch_maps(x)), wanted)
+
+
+@pytest.mark.parametrize("head", ["deeplabv2", "daformer", "segformer"])
+def test_a_feature_is_classified_as_in_the_pass(block, head):
+    torch.manual_seed(0)
+    model = build_model(block(backbone="resnet10t", head=head, width=8, dilations=(2, 3)), 5).eval()
+    output = model(torch.randn(2, 3, 32, 64))
+    feature = model.feature(output)
+    assert feature.shape[1] == model.feature_channels
+    torch.testing.assert_close(model.classify(feature), output.logits)
+    if head == "deeplabv2":
+        assert output.branches.shape[1] == 10
+        torch.testing.assert_close(sum(output.branches.chunk(2, dim=1)), output.logits)
+    else:
+        assert output.branches is None
 
 
 def test_initialisation(block):

@@ -3,7 +3,13 @@ rule evaluate:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
         code=plan.code(
-            "data", "models", "losses", "evaluation", "engine/runtime.py", "ranks.py"
+            "data",
+            "models",
+            "losses",
+            "methods",
+            "evaluation",
+            "engine/runtime.py",
+            "ranks.py",
         ),
     output:
         metrics="results/{benchmark}/{method}/seed{seed}/metrics.json",

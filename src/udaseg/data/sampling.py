@@ -6,11 +6,15 @@ consists of the pairs s*B .. s*B+B-1, whoever loads them. Sources: docs/methods/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -19,7 +23,12 @@ from udaseg.data.prepared import Prepared, Sample
 from udaseg.errors import UserError
 from udaseg.params import RareClass, Size
 
+if TYPE_CHECKING:
+    from udaseg.data.pairs import PairViews
+
 REDRAWS = 10  # DAFormer: both for cat_max_ratio and for the rare class
+CANDIDATES = 10  # SePiCo: crops of a target image to choose from
+PAIR = 1  # tells the pair's random numbers from those of the crop
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,22 @@ class Views:
         unlabelled: whether target images without labels come along.
         crop_max_ratio: redraw a labelled crop that one class fills to this share or more; 1 turns the test off.
         rare_class_temperature: T of rare class sampling; None draws labelled images uniformly.
+        scale: range of a random factor on image sizes before cropping, drawn for each domain; None: as prepared.
+        whole_target: the target image uncropped, with candidate crops to choose from.
+        reference: the day image of the target's place too.
+        static: the round's labels of the target too.
+        pair: two overlapping crops of the target image too.
     """
 
     labelled: str = "source"
     unlabelled: bool = True
     crop_max_ratio: float = 1.0
     rare_class_temperature: float | None = None
+    scale: tuple[float, float] | None = None
+    whole_target: bool = False
+    reference: bool = False
+    static: bool = False
+    pair: PairViews | None = None
 
 
 def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
@@ -52,7 +71,8 @@ def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarr
 class Pairs(Dataset[dict[str, Tensor]]):
     """Item n: a labelled crop and an unlabelled target crop, as uint8 tensors.
 
-    Keys: `index` (), `image` (3, H, W), `label` (H, W) in the benchmark's class space, `target` (3, H, W).
+    Keys: `index` (), `image` (3, H, W), `label` (H, W) in the benchmark's class space, `target` (3, H, W); and what the views
+    ask for, under the names of `methods.base.Batch`.
     """
 
     def __init__(
@@ -65,12 +85,16 @@ class Pairs(Dataset[dict[str, Tensor]]):
         crop: Size,
         rare_class: RareClass,
         seed: int,
+        static: Path | None = None,
     ) -> None:
-        """`source` and `target` are prepared sets with the name of a split.
+        """`source` and `target` are prepared sets with the name of a split, `static` the file of a round's labels.
 
         Raises:
-            UserError: a split without images, a labelled image without label, no file rich enough in some class.
+            UserError: a split without images, a labelled image without label, a class without a pixel in the source, no file
+                rich enough in some class, a target image without day reference or too small for the pair of crops.
         """
+        self.static = static
+        self._static: tuple[int, np.ndarray] | None = None  # of one process
         self.views, self.crop, self.rare, self.seed = views, crop, rare_class, seed
         labelled, split = source if views.labelled == "source" else target
         self.labelled, self.labelled_samples = labelled, labelled.samples(split)
@@ -85,10 +109,27 @@ class Pairs(Dataset[dict[str, Tensor]]):
                 )
         self.lut = classes.lut(labelled.classes)
         self.classes = classes
+        counts = class_counts(self.labelled_samples, self.lut, len(classes))
+        missing = [classes.names[k] for k in np.flatnonzero(~counts.any(axis=0))]
+        if views.labelled == "source" and missing:
+            raise UserError(
+                f"{labelled.folder} ({split}): no pixel of {', '.join(missing)} in the source, so they cannot be learned; "
+                f"choose `classes` without them"
+            )
         if views.rare_class_temperature is not None:
-            counts = class_counts(self.labelled_samples, self.lut, len(classes))
             self.probability = rare_class_probabilities(counts.sum(axis=0), views.rare_class_temperature)
             self.files = files_with_class(counts, rare_class.pixels, classes)
+        sizes = [sample.image_size for sample in self.target_samples]
+        self.whole = Size(max(crop.width, *(w for w, _ in sizes)), max(crop.height, *(h for _, h in sizes)))
+        if views.unlabelled and views.reference:
+            bare = next((sample.name for sample in self.target_samples if not sample.reference), None)
+            if bare is not None:
+                raise UserError(
+                    f"{target[0].folder} ({target[1]}): {bare} has no day reference, which `day_reference` needs; choose a "
+                    f"target that has them (dark_zurich) or `day_reference: null`"
+                )
+        if views.pair is not None:
+            views.pair.check(sizes, f"{target[0].folder} ({target[1]})")
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, n])
@@ -99,6 +140,9 @@ class Pairs(Dataset[dict[str, Tensor]]):
         else:
             sample = self.labelled_samples[self._shuffled(n, len(self.labelled_samples), "labelled")]
         image, label = self.labelled.image(sample), self.lut[self.labelled.label(sample)]
+        if self.views.scale:
+            factor = rng.uniform(*self.views.scale)
+            image, label = resized(image, factor), resized(label, factor)
         image, label = self._labelled_crop(rng, image, label, wanted)
         item = {"index": torch.tensor(n), "image": as_tensor(image), "label": torch.from_numpy(label)}
         if self.views.unlabelled:
@@ -106,10 +150,48 @@ class Pairs(Dataset[dict[str, Tensor]]):
                 chosen = self._shuffled(n, len(self.target_samples), "target")
             else:  # DAFormer: under rare class sampling the target is drawn with replacement
                 chosen = int(rng.integers(len(self.target_samples)))
-            picture = self.target.image(self.target_samples[chosen])
-            top, left = offset(rng, picture.shape, self.crop)
-            item["target"] = as_tensor(flip(cut(picture, top, left, self.crop), rng.random() < 0.5))
+            item |= self._target(rng, chosen)
+            if self.views.pair is not None:
+                picture = self.target.image(self.target_samples[chosen])
+                item |= self.views.pair.draw(np.random.default_rng([self.seed, n, PAIR]), picture)
         return item
+
+    def _target(self, rng: np.random.Generator, chosen: int) -> dict[str, Tensor]:
+        """The target image and what belongs to its pixels, all with the same geometry."""
+        sample = self.target_samples[chosen]
+        pictures = {"target": self.target.image(sample)}
+        height, width = pictures["target"].shape[:2]
+        if self.views.reference:
+            pictures["reference"] = self.target.reference(sample)
+        if self.views.static:
+            pictures["static"] = self._static_labels()[chosen, :height, :width]
+        if self.views.scale:
+            factor = rng.uniform(*self.views.scale)
+            pictures = {name: resized(picture, factor) for name, picture in pictures.items()}
+        shape, item = pictures["target"].shape, {}
+        if self.views.whole_target:
+            item["corners"] = torch.tensor([offset(rng, shape, self.crop) for _ in range(CANDIDATES)])
+            top, left, size = 0, 0, self.whole
+        else:
+            (top, left), size = offset(rng, shape, self.crop), self.crop
+        mirrored = rng.random() < 0.5
+        if self.views.whole_target:  # candidate crops lie in the image, which padding follows
+            pictures = {name: flip(picture, mirrored) for name, picture in pictures.items()}
+            mirrored = False
+        for name, picture in pictures.items():
+            piece = flip(cut(picture, top, left, size), mirrored)
+            item[name] = torch.from_numpy(piece) if piece.ndim == 2 else as_tensor(piece)
+        return item
+
+    def _static_labels(self) -> np.ndarray:
+        """(images, H, W) uint8, mapped from disk once in each process."""
+        if self._static is None or self._static[0] != os.getpid():
+            assert self.static is not None
+            self._static = (os.getpid(), np.load(self.static, mmap_mode="r"))
+        return self._static[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_static": None}
 
     def _labelled_crop(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, wanted: int | None
@@ -184,6 +266,13 @@ def files_with_class(counts: np.ndarray, pixels: int, classes: ClassSpace) -> li
                 f"(most: {counts[:, k].max()}); lower train.rare_class.pixels"
             )
     return files
+
+
+def resized(picture: np.ndarray, factor: float) -> np.ndarray:
+    """Image (H, W, 3) bilinear, label (H, W) nearest."""
+    how = Image.Resampling.NEAREST if picture.ndim == 2 else Image.Resampling.BILINEAR
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    return np.asarray(Image.fromarray(picture).resize(size, how))
 
 
 def offset(rng: np.random.Generator, shape: tuple[int, ...], crop: Size) -> tuple[int, int]:

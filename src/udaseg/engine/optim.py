@@ -40,8 +40,13 @@ def build_optimizer(method: nn.Module, p: Optimizer, device: torch.device) -> to
 
 
 def learning_rate(step: int, steps: int, lr: float, p: Schedule) -> float:
-    """Rate at 0-based `step`: polynomial decay to 0, times a linear warm-up of the already decaying value. Oracle O5."""
-    rate = lr * (1 - step / steps) ** p.power
+    """Rate at 0-based `step`: polynomial decay, times a linear warm-up of the already decaying value. Oracle O5.
+
+    The decay reaches 0 after `horizon` x the run; with `rounds` it begins anew in each, `factor` lower (BCL O13, PLCA 5.10).
+    """
+    length = steps / p.rounds
+    done = min(int(step / length), p.rounds - 1)
+    rate = lr * p.factor**done * max(0.0, 1 - (step - done * length) / (p.horizon * length)) ** p.power
     warmup = round(p.warmup * steps)
     if step < warmup:
         rate *= 1 - (1 - step / warmup) * (1 - WARMUP_RATIO)

@@ -68,10 +68,12 @@ def is_done(folder: Path, fingerprint: dict[str, str]) -> bool:
     return fingerprint == {name: made.get(f"{name}_hash") for name in fingerprint}
 
 
-def adopt(trained: Path, folder: Path) -> None:
+def adopt(trained: Path, folder: Path, method: str) -> None:
     """Take a finished run of the same recipe instead of training it twice."""
     (folder / "model.safetensors").unlink(missing_ok=True)
-    for name in ("history.csv", "run.json", "model.safetensors"):
+    made = read_json(trained / "run.json", "the record of a training run")
+    write_json(folder / "run.json", made | {"method": method, "taken_from": str(trained)})
+    for name in ("history.csv", "model.safetensors"):
         with writing(folder / name) as temporary:
             shutil.copyfile(trained / name, temporary)
     log.info("%s: taken from %s, which has the same recipe", folder, trained)

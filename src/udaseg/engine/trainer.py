@@ -20,7 +20,7 @@ from udaseg import ranks
 from udaseg.artifacts import run_lock
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs, Steps
-from udaseg.engine import checkpoint, runtime
+from udaseg.engine import checkpoint, rounds, runtime
 from udaseg.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from udaseg.engine.results import adopt, fingerprint_of, is_done, write_results
 from udaseg.errors import Interrupted, UserError
@@ -60,13 +60,10 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
         log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
         shutil.rmtree(restart, ignore_errors=True)
         return
-    if (
-        run.method_name == "source_only"
-        and folder != run.pretrained.parent
-        and is_done(run.pretrained.parent, fingerprint)
-    ):
-        adopt(run.pretrained.parent, folder)
-        return
+    for twin in run.twins:
+        if twin != folder and is_done(twin, fingerprint):
+            adopt(twin, folder, run.method_name)
+            return
     method = build(run, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
     loop = Loop(run, method, optimizer, device, restart, fingerprint)
@@ -134,6 +131,7 @@ class Loop:
         self.sums: dict[str, Tensor] = {}  # losses since the last row of the history
         # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
         self.broken = torch.zeros((), device=device)
+        self.labels = ""  # hash of the round's labels of the target, where the method labels in rounds
         if device.type == "cuda":
             optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # read by the fused optimizers, on the device
         if state := checkpoint.load(restart, fingerprint):
@@ -141,13 +139,19 @@ class Loop:
             optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
             self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+            self.labels = state["labels"]
             log.info("going on from step %d of %d", self.step, self.p.steps)
 
     def fit(self, request: runtime.StopRequest) -> None:
         """Train to the end, or until a stop is requested (then the state is saved and Interrupted raised)."""
         began, first, before = time.perf_counter(), self.step, self.seconds
-        batches = iter(self.loader())
+        batches = None
         while self.step < self.p.steps:
+            if batches is None or rounds.begins(self.step, self.p.steps, self.method.rounds):
+                batches = None  # its processes end before those of the next round start
+                batches = self.begin_round()
+            if rounds.begins(self.step, self.p.steps, self.p.schedule.rounds):
+                self.optimizer.state.clear()
             self.advance(batches)
             elapsed = time.perf_counter() - began
             self.seconds = before + elapsed
@@ -163,6 +167,16 @@ class Loop:
             if self.step % self.p.save_every == 0 and not last:
                 self.save()
 
+    def begin_round(self) -> Iterator[dict[str, Tensor]]:
+        """The pairs from here on. At the first step of a round the training images of the target are labelled anew."""
+        if self.method.rounds:
+            number = rounds.number(self.step, self.p.steps, self.method.rounds)
+            if rounds.begins(self.step, self.p.steps, self.method.rounds):
+                self.labels = rounds.label(self.run, self.method, self.restart, number, self.device)
+            else:
+                rounds.check(self.restart, number, self.labels)
+        return iter(self.loader())
+
     def advance(self, batches: Iterator[dict[str, Tensor]]) -> None:
         """One optimizer step."""
         torch.manual_seed(step_seed(self.run.seed, self.step, ranks.rank()))  # dropout, drop-path: nothing to remember
@@ -170,7 +184,7 @@ class Loop:
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.p.accumulate):
-            self.backward(self.to_device(loaded(batches)))
+            self.backward(Batch.of(loaded(batches), self.device))
         ranks.average_gradients(self.parameters)
         norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
         self.broken.logical_or_(~torch.stack(norms).isfinite().all())
@@ -190,6 +204,8 @@ class Loop:
                 losses = next(passes, None)
             if losses is None:
                 return
+            if not losses:
+                continue
             total = torch.stack(list(losses.values())).sum() / self.p.accumulate
             self.broken.logical_or_(~total.detach().isfinite())
             total.backward()
@@ -217,10 +233,11 @@ class Loop:
             crop=self.p.crop,
             rare_class=self.p.rare_class,
             seed=self.run.seed,
+            static=rounds.path(self.restart, rounds.number(self.step, self.p.steps, self.method.rounds)),
         )
         steps = Steps(
             self.step,
-            self.p.steps,
+            rounds.end(self.step, self.p.steps, self.method.rounds),
             batch=self.p.batch,
             accumulate=self.p.accumulate,
             rank=ranks.rank(),
@@ -233,13 +250,6 @@ class Loop:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-
-    def to_device(self, item: dict[str, Tensor]) -> Batch:
-        def move(name: str) -> Tensor:
-            return item[name].to(self.device, non_blocking=True)
-
-        target = move("target").float() / 255 if "target" in item else None
-        return Batch(item["index"].tolist(), move("image").float() / 255, move("label").long(), target)
 
     def log(self, speed: float) -> None:
         """One row of the history (means since the last) and one line for people; the one place that waits for the device."""
@@ -273,6 +283,7 @@ class Loop:
                 "seconds": self.seconds,
                 "history": self.history,
                 "sums": self.sums,
+                "labels": self.labels,
             }
             checkpoint.save(self.restart, state, self.fingerprint)
 

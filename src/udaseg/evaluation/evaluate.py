@@ -1,7 +1,8 @@
 """Score one trained run on the test images of its benchmark.
 
 The headline is one plain pass of the student on the first evaluation set, whole or in windows: what the papers report.
-Under `other` stand the teacher, the augmented pass (`flip`, `multiscale`) and the further evaluation sets.
+Under `other` stand the teacher, what the method does at test time (PLCA aggregates), the augmented pass (`flip`,
+`multiscale`) and the further evaluation sets.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from udaseg.errors import UserError
 from udaseg.evaluation import confusion, inference, pictures, scores
 from udaseg.evaluation.inference import Predict
 from udaseg.evaluation.loading import batches
+from udaseg.methods import method_class
 from udaseg.models import Segmenter, build_model, load_model_file, load_state
 from udaseg.params import Run, Test, Use, uses
 
@@ -61,10 +63,12 @@ def _evaluate(run: Run, device: torch.device) -> str:
             f"params.yaml: benchmarks.{run.benchmark_name}.evaluate: found none, expected at least one labelled split"
         )
     networks = load_networks(run, device)
-    student = inference.from_test(predictor(networks[""]), run.benchmark.test)
+    student = inference.from_test(networks[""].predict, run.benchmark.test)
     first = {"": student, **beside(run.benchmark.test, student)}
+    for name, view in method_class(run).test_views(run, networks[""]).items():
+        first[name] = inference.from_test(view, run.benchmark.test)
     if TEACHER in networks and run.benchmark.test.teacher:
-        first["teacher"] = inference.from_test(predictor(networks[TEACHER]), run.benchmark.test)
+        first["teacher"] = inference.from_test(networks[TEACHER].predict, run.benchmark.test)
 
     matrices, images = count(run, sets[0], networks[""], first, device)
     headline = scores.report(matrices[""], run.classes) | {"images": images}
@@ -77,11 +81,6 @@ def _evaluate(run: Run, device: torch.device) -> str:
     pictures.save_examples(run, examples(run, sets[0], networks[""], student, device))
     write_results(run, matrices[""], headline | {"other": other})
     return table(run, sets[0], headline, other)
-
-
-def predictor(network: Segmenter) -> Predict:
-    """What turns normalised images into logits. A method that aggregates at test time would take its place here."""
-    return network.predict
 
 
 def beside(test: Test, student: Predict) -> dict[str, Predict]:
@@ -183,7 +182,7 @@ def score_images(
         device: where.
         views: what predicts, by name; the student as the test block says by default, under "".
     """
-    views = views or {"": inference.from_test(predictor(student), run.benchmark.test)}
+    views = views or {"": inference.from_test(student.predict, run.benchmark.test)}
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
     cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
     clock = Clock(device)

@@ -8,15 +8,15 @@ Conventions of mmsegmentation: windows are averaged as logits, augmentations as 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.methods.base import Predict
 from udaseg.params import Test
 
-Predict = Callable[[Tensor, tuple[int, int]], Tensor]
 WINDOWS_AT_ONCE = 8
 
 

@@ -21,19 +21,20 @@ def fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
     """Cross-entropy of (B, K, H, W) logits and (B, H, W) labels, averaged over ALL pixels, ignored ones included.
 
     Ignored pixels (255) give 0 but stay in the denominator, as in the DAFormer family; `reduction="mean"` with
-    `ignore_index` divides by the valid pixels only and is another loss (oracle O8). `weight` (B, H, W) multiplies each pixel.
-    All pixels ignored: a finite zero that keeps the graph. The 2-D form of the loss is not deterministic on CUDA, hence N x K.
+    `ignore_index` divides by the valid pixels only and is another loss (oracle O8). `weight` (B, H, W) multiplies each pixel;
+    `pixels` is what to divide by instead (PLCA, BCL: the valid pixels per rank). All pixels ignored: a finite zero that keeps the graph. The 2-D form of the loss is not deterministic on CUDA, hence N x K.
     """
     flat = fp32(logits).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
     target = label.reshape(-1).long()
+    number = target.numel() if pixels is None else pixels.clamp(min=1 / 64)
     if weight is None:
-        return F.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum") / target.numel()
+        return F.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum") / number
     per_pixel = F.cross_entropy(flat, target, ignore_index=IGNORE, reduction="none")
-    return (per_pixel * weight.reshape(-1)).mean()
+    return (per_pixel * weight.reshape(-1)).sum() / number
 
 
 def cell_labels(label: Tensor, size: tuple[int, int], classes: int, ratio: float) -> Tensor:

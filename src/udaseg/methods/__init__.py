@@ -1,4 +1,4 @@
-"""One file per paper. `create` picks it by the method's name: `sepico-off` is built by sepico.py."""
+"""One file per paper. `create` picks it by the run's kind: a block with terms is the self-training step with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from udaseg.models import Segmenter
 from udaseg.params import Run
 
 
+def method_class(run: Run) -> type[Method]:
+    method: type[Method] = importlib.import_module(f"udaseg.methods.{run.kind}").METHOD
+    return method
+
+
 def create(run: Run, student: Segmenter) -> Method:
     """The method of a run, around its student."""
-    method: Method = importlib.import_module(f"udaseg.methods.{run.kind}").METHOD(student, run)
-    return method
+    return method_class(run)(student, run)

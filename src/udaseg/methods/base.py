@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -23,22 +23,58 @@ from udaseg.models import Output, Segmenter
 from udaseg.params import Run
 
 Losses = dict[str, Tensor]
+Images = Callable[[], Iterator[tuple[int, Tensor]]]
+Predict = Callable[[Tensor, tuple[int, int]], Tensor]  # normalised images (B, 3, h, w), (H, W) -> logits (B, K, H, W)
 
 
 @dataclass
 class Batch:
     """One micro-batch on the training device. Images are RGB in 0..1, not normalised.
 
+    B pairs; H W the crop. What a method did not ask for in its `views` is None.
+
     Attributes:
         index: (B,) number of each pair in the run; seeds whatever is random about it.
         image, label: (B, 3, H, W) and (B, H, W) of the labelled domain, label in class space, 255 = ignore.
-        target: (B, 3, H, W) of the target domain, or None.
+        target: (B, 3, H, W) of the target domain.
+        reference: (B, 3, H, W) day image of the target's place.
+        corners: (B, n, 2) candidate crops (top, left) of a target that came whole.
+        static: (B, H, W) the round's labels of the target.
+        pair: (B, 2, 3, h, w) two overlapping views of the target image.
+        overlap: (B, 2, 4) of their shared cells of 8 pixels, in each view before its flip: top, left, height, width.
+        flipped: (B, 2) whether a view is mirrored.
+        pseudo, weight: (B, H, W) the teacher's labels of `target` and their weights, once the self-training step has them.
     """
 
     index: list[int]
     image: Tensor
     label: Tensor
-    target: Tensor | None
+    target: Tensor | None = None
+    reference: Tensor | None = None
+    corners: Tensor | None = None
+    static: Tensor | None = None
+    pair: Tensor | None = None
+    overlap: Tensor | None = None
+    flipped: Tensor | None = None
+    pseudo: Tensor | None = None
+    weight: Tensor | None = None
+
+    @classmethod
+    def of(cls, item: dict[str, Tensor], device: torch.device) -> Batch:
+        """From what the loader made of `Pairs`: uint8 becomes 0..1 (images) or integers (labels)."""
+        moved: dict[str, Tensor] = {}
+        for name, value in item.items():
+            if name == "index":
+                continue
+            tensor = value.to(device, non_blocking=True)
+            if name in IMAGES:
+                moved[name] = tensor.float() / 255
+            else:
+                moved[name] = tensor.long() if tensor.dtype == torch.uint8 else tensor
+        return cls(item["index"].tolist(), **moved)
+
+
+IMAGES = ("image", "target", "reference", "pair")
 
 
 def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
@@ -70,20 +106,60 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called after the optimizer has moved the student in step `step` (0-based)."""
 
+    @property
+    def rounds(self) -> int:
+        """In how many rounds of equal length the training images of the target are labelled anew; 0: never."""
+        return 0
+
+    def label_target(self, images: Images, labels: np.ndarray) -> None:
+        """Fill in the labels of a round, at its first step.
+
+        Args:
+            images: called, it begins anew to give this rank's share of the target's training images: their number in the
+                split and (3, H, W) in 0..1 on the device, not normalised.
+            labels: (images, H, W) uint8 on disk, shared by all ranks, 255 everywhere; smaller images fill its upper left.
+        """
+        raise NotImplementedError
+
     def scored(self) -> dict[str, nn.Module]:
         """The networks to save and score, by prefix: "" is the headline, "teacher." stands beside it."""
         return {"": self.student}
 
+    @staticmethod
+    def test_views(run: Run, student: Segmenter) -> dict[str, Predict]:
+        """Further ways to predict with the trained student, scored under their names beside the headline."""
+        return {}
+
+
+class Host(Protocol):
+    """What a term sees of the self-training step that it stands on."""
+
+    student: Segmenter
+
+    @property
+    def teacher_network(self) -> Segmenter: ...
+
+    def strong(self, images: Tensor, purpose: str, batch: Batch, step: int) -> Tensor:
+        """`images` (B, 3, H, W) with strong augmentation, random by pair and `purpose`."""
+
 
 class Term(nn.Module):
-    """A contrastive term on top of the self-training step: one file per paper. Losses come weighted."""
+    """A contrastive term on top of the self-training step: one file per paper. Losses come weighted, named after the term.
+
+    A term owns its projection heads, and `Averaged` copies of them where the teacher needs them too.
+    """
 
     def __init__(self, student: Segmenter, run: Run) -> None:
+        """Raises UserError where network, recipe or benchmark do not give what the term needs."""
         super().__init__()
         self.run = run
 
-    def before(self, batch: Batch, step: int) -> None:
-        """Without gradient, before any student pass: statistics, extra teacher passes."""
+    def views(self, views: Views) -> Views:
+        """What the loader delivers, the term's wishes added."""
+        return views
+
+    def before(self, batch: Batch, step: int, host: Host) -> None:
+        """Without gradient, after pseudo-labelling and before any student pass: statistics, extra teacher passes."""
 
     def on_source(self, batch: Batch, output: Output, step: int) -> Losses:
         """From the student's pass over the source images."""
@@ -93,8 +169,8 @@ class Term(nn.Module):
         """From the student's pass over the mixed images, with mixed labels and pixel weights (B, H, W)."""
         return {}
 
-    def own_passes(self, batch: Batch, step: int) -> Iterator[Losses]:
-        """Student passes of the term's own, one dictionary each."""
+    def own_passes(self, batch: Batch, step: int, host: Host) -> Iterator[Losses]:
+        """Student passes of the term's own, one dictionary each; between the source and the mixed pass."""
         yield from ()
 
     def after_step(self, step: int) -> None:

@@ -22,7 +22,8 @@ from udaseg.methods.augment import strong_augment
 from udaseg.methods.base import Averaged, Batch, Losses, Method, Term, stream
 from udaseg.methods.mixing import class_mask, paste, pseudo_labels, without_border
 from udaseg.models import Segmenter, build_model, load_encoder_weights
-from udaseg.params import Run, SelfTraining
+from udaseg.params import Run
+from udaseg.recipes import SelfTraining
 
 
 class SelfTrainingStep(Method):
@@ -56,13 +57,23 @@ class SelfTrainingStep(Method):
         return super()._apply(fn, recurse)
 
     def views(self) -> Views:
-        return Views(crop_max_ratio=self.p.crop_max_ratio, rare_class_temperature=self.p.rare_class_temperature)
+        views = Views(crop_max_ratio=self.p.crop_max_ratio, rare_class_temperature=self.p.rare_class_temperature)
+        for term in self.each_term():
+            views = term.views(views)
+        return views
+
+    def each_term(self) -> list[Term]:
+        return [typing.cast(Term, term) for term in self.terms.values()]
+
+    @property
+    def teacher_network(self) -> Segmenter:
+        return typing.cast(Segmenter, self.teacher.module)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
-        terms = [typing.cast(Term, term) for term in self.terms.values()]
-        for term in terms:
-            with torch.no_grad():
-                term.before(batch, step)
+        with torch.no_grad():
+            batch.pseudo, batch.weight = self.pseudo_labels(batch)
+            for term in self.each_term():
+                term.before(batch, step, self)
 
         image = batch.image if self.p.source_view == "weak" else self.strong(batch.image, "source", batch, step)
         source = self.student.normalise(image)
@@ -70,26 +81,26 @@ class SelfTrainingStep(Method):
         losses = {"source": self.student.loss(output, batch.label)}
         if self.frozen:
             losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
-        for term in terms:
+        for term in self.each_term():
             losses |= term.on_source(batch, output, step)
         yield losses
         del output, losses  # the graph of this pass must not outlive it
 
+        for term in self.each_term():
+            yield from term.own_passes(batch, step, self)
+
         mixed, label, weight = self.mix(batch, step)
         output = self.student(self.student.normalise(mixed), domain="target")
         losses = {"mixed": self.student.loss(output, label, weight)}
-        for term in terms:
+        for term in self.each_term():
             losses |= term.on_mixed(batch, output, label, weight, step)
         yield losses
-        del output, losses
-        for term in terms:
-            yield from term.own_passes(batch, step)
 
-    @torch.no_grad()
-    def pseudo_labels(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's labels (B, H, W) of unaugmented target images and their pixel weights (B, H, W), eq. (2) and (3)."""
-        teacher = typing.cast(Segmenter, self.teacher.module)
-        logits = teacher.predict(teacher.normalise(target), (target.shape[-2], target.shape[-1]))
+    def pseudo_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's labels (B, H, W) of the unaugmented target and their pixel weights (B, H, W), eq. (2) and (3)."""
+        assert batch.target is not None
+        teacher = self.teacher_network
+        logits = teacher.predict(teacher.normalise(batch.target), (batch.target.shape[-2], batch.target.shape[-1]))
         label, q = pseudo_labels(logits, self.p.threshold, per_image=self.per_image)
         border = self.run.train.border
         return label, without_border(q[:, None, None].expand(label.shape), border.top, border.bottom)
@@ -97,8 +108,8 @@ class SelfTrainingStep(Method):
     @torch.no_grad()
     def mix(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mixed images (B, 3, H, W) with strong augmentation, their labels and pixel weights (B, H, W)."""
-        assert batch.target is not None
-        pseudo, weight = self.pseudo_labels(batch.target)
+        pseudo, weight = batch.pseudo, batch.weight
+        assert batch.target is not None and pseudo is not None and weight is not None
         keys = torch.stack(
             [torch.from_numpy(stream(self.run.seed, "classmix", n).random(self.classes + 1)) for n in batch.index]
         ).to(batch.label.device, torch.float32, non_blocking=True)
@@ -128,8 +139,8 @@ class SelfTrainingStep(Method):
     def after_step(self, step: int) -> None:
         # t = step + 1: the teacher that labels the next step has seen this one (t = 0 is the copy it was built as)
         self.teacher.update(self.student, step + 1)
-        for term in self.terms.values():
-            typing.cast(Term, term).after_step(step)
+        for term in self.each_term():
+            term.after_step(step)
 
     def scored(self) -> dict[str, nn.Module]:
         return {"": self.student, "teacher.": self.teacher.module}

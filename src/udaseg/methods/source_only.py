@@ -12,7 +12,8 @@ from udaseg.data.sampling import Views
 from udaseg.methods.augment import photometric_distortion
 from udaseg.methods.base import Batch, Losses, Method, stream
 from udaseg.models import Segmenter
-from udaseg.params import Run, Supervised
+from udaseg.params import Run
+from udaseg.recipes import Supervised
 
 
 class SourceOnly(Method):

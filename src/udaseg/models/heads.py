@@ -98,12 +98,17 @@ class DeepLabV2Head(nn.Module):
         for branch in self.branches:
             _init_classifier(branch)
 
-    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, None]:
-        """Stages -> logits (B, K, h, w) at the stride of the last one; there is no decoder map."""
-        logits = self.branches[0](stages[-1])
-        for branch in self.branches[1:]:
-            logits = logits + branch(stages[-1])
-        return logits, None
+    def branch_maps(self, stage: Tensor) -> list[Tensor]:
+        """The last stage (B, c, h, w) -> one map (B, K, h, w) for each dilation."""
+        return [branch(stage) for branch in self.branches]
+
+
+def sum_of_branches(maps: Sequence[Tensor]) -> Tensor:
+    """Logits of DeepLab-V2."""
+    logits = maps[0]
+    for branch in maps[1:]:
+        logits = logits + branch
+    return logits
 
 
 def _init_classifier(conv: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from udaseg.errors import UserError
 from udaseg.losses.segmentation import cross_entropy
 from udaseg.models.backbones import Encoder
-from udaseg.models.heads import DeepLabV2Head, FusionHead
+from udaseg.models.heads import DeepLabV2Head, FusionHead, sum_of_branches
 from udaseg.models.spec import ModelSpec
 
 HEADS = ("deeplabv2", "daformer", "segformer")
@@ -29,12 +29,14 @@ class Output:
         logits: (B, K, h, w) at head stride, not upsampled.
         stages: encoder feature maps (B, c_i, h_i, w_i), high to low resolution.
         decoder: fused decoder map (B, width, h, w) before the classifier; None for deeplabv2.
+        branches: deeplabv2's parallel convolutions, side by side (B, branches * K, h, w), whose sum is the logits; else None.
         detail: detail branch of multi-resolution networks; None for all others.
     """
 
     logits: Tensor
     stages: list[Tensor]
     decoder: Tensor | None
+    branches: Tensor | None = None
     detail: Any = None
 
 
@@ -107,18 +109,36 @@ class Segmenter(nn.Module):
             boxes: detail boxes of multi-resolution networks; this network has no detail branch.
         """
         stages = self.encoder(images)
+        if isinstance(self.head, DeepLabV2Head):
+            branches = self.head.branch_maps(stages[-1])
+            return Output(sum_of_branches(branches), stages, None, torch.cat(branches, dim=1))
         logits, decoder = self.head(stages)
-        return Output(logits=logits, stages=stages, decoder=decoder)
+        return Output(logits, stages, decoder)
 
-    def loss(self, output: Output, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    def feature(self, output: Output) -> Tensor:
+        """The map (B, feature_channels, h, w) that is classified: the fused decoder map, for deeplabv2 the last stage."""
+        return output.stages[-1] if output.decoder is None else output.decoder
+
+    @property
+    def feature_channels(self) -> int:
+        return self.decoder_channels or self.stage_channels[-1]
+
+    def classify(self, feature: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of a map as `feature` gives it; without dropout."""
+        if isinstance(self.head, DeepLabV2Head):
+            return sum_of_branches(self.head.branch_maps(feature))
+        return self.head.classify(feature)
+
+    def loss(self, output: Output, label: Tensor, weight: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
         """Cross-entropy at label size, mean over all pixels, ignored ones included (section 3, oracle O8).
 
         Args:
             output: of this network.
             label: (B, H, W), 255 = ignore.
             weight: (B, H, W) or None.
+            pixels: what to divide by instead of the number of all pixels.
         """
-        return cross_entropy(_upsample(output.logits, (label.shape[-2], label.shape[-1])), label, weight)
+        return cross_entropy(_upsample(output.logits, (label.shape[-2], label.shape[-1])), label, weight, pixels)
 
     def predict(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W) of normalised images, upsampled bilinearly to `size` = (H, W)."""

@@ -57,8 +57,13 @@ def values(p: Params, *keys: str) -> str:
 
 
 def start(run: Run) -> list[str]:
-    """The pretrained model, if the run starts from it or (source_only itself) is the same training."""
-    return [run.pretrained.as_posix()] if run.init == "source_only" or run.method_name == "source_only" else []
+    """What is trained before `run`: the pretrained model if it starts from it, and a run of the same recipe if there is one."""
+    before = [run.pretrained] if run.init == "source_only" else []
+    for twin in run.twins:
+        if twin == run.folder:
+            break
+        before.append(twin / "model.safetensors")
+    return [path.as_posix() for path in before]
 
 
 def runs(p: Params, benchmark: str) -> list[Run]:
