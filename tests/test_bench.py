@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from tiny_project import Project
+import pytest
+
+from tiny_project import ROOT, Project
+from udaseg import bench_losses, params
 
 
 def test_bench_reports_every_part(project: Project) -> None:
@@ -17,3 +20,15 @@ def test_bench_reports_every_part(project: Project) -> None:
     assert result["peak_memory_mb"] > 0 and result["parameters"] > 1e5
     assert not (project.folder / "results").exists(), "a benchmark leaves nothing behind"
     assert project.udaseg("bench", "--benchmark", "streets", "--method", "oracle", "--steps", "0").returncode == 2
+    bare = project.udaseg("bench")
+    assert bare.returncode == 2 and "name --benchmark and --method" in bare.stderr
+
+
+def test_each_loss_is_measured_against_a_form_of_the_same_value() -> None:
+    found = json.loads(bench_losses.bench_losses(params.load(ROOT / "params.yaml"), shrink=64))
+    assert list(found["losses"]) == list(bench_losses.CASES)
+    # 2 + 2 crops, two student passes forward and backward, teacher and frozen encoder of 252.6 and 138.8 GFLOP an image
+    assert found["step_gigaoperations"] == pytest.approx(2 * 2 * 3 * 252.6 + 2 * 252.6 + 2 * 138.8, rel=0.03)
+    for name, row in found["losses"].items():
+        assert row["seconds"] > 0 and 0 < row["share_of_step"] < 0.01, name
+        assert row.get("difference", 0) < 1e-5, name

@@ -154,8 +154,19 @@ def bench(args: argparse.Namespace) -> None:
     from udaseg import bench as step
     from udaseg import params
 
-    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
-    print(step.bench(run, steps=args.steps))
+    p = params.load(args.params)
+    if args.shrink < 1:
+        raise UserError(f"--shrink: found {args.shrink}, expected at least 1")
+    if args.what == "losses":
+        from udaseg.bench_losses import bench_losses
+
+        print(bench_losses(p, shrink=args.shrink))
+        return
+    if not (args.benchmark and args.method):
+        raise UserError(
+            "udaseg bench step: name --benchmark and --method, as in --benchmark streets --method self_training"
+        )
+    print(step.bench(p.resolve(args.benchmark, args.method, args.seed), steps=args.steps))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -176,10 +187,10 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--params", default="params.yaml", help="parameter file (default: params.yaml)")
         return sub
 
-    def with_run(sub: argparse.ArgumentParser, method: bool = True) -> argparse.ArgumentParser:
-        sub.add_argument("--benchmark", required=True)
+    def with_run(sub: argparse.ArgumentParser, method: bool = True, required: bool = True) -> argparse.ArgumentParser:
+        sub.add_argument("--benchmark", required=required)
         if method:
-            sub.add_argument("--method", required=True)
+            sub.add_argument("--method", required=required)
         sub.add_argument("--seed", type=int, default=0)
         return with_params(sub)
 
@@ -251,13 +262,20 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("folder")
     sub.add_argument("--reference", action="store_true", help="into results/reference/ (committed), not results/")
 
-    sub = with_run(
-        add(
-            "bench",
-            bench,
-            "Throughput and memory of data, step, both and evaluation, as JSON.",
-            "--benchmark streets --method self_training",
-        )
+    sub = add(
+        "bench",
+        bench,
+        "Throughput and memory of a run's parts, or of each loss against its plain form, as JSON.",
+        "--benchmark streets --method self_training, or: udaseg bench losses",
     )
-    sub.add_argument("--steps", type=int, default=20)
+    sub.add_argument(
+        "what",
+        nargs="?",
+        default="step",
+        choices=("step", "losses"),
+        help="losses: at the papers' sizes, a few minutes",
+    )
+    with_run(sub, required=False)
+    sub.add_argument("--steps", type=int, default=20, help="step: how many")
+    sub.add_argument("--shrink", type=int, default=1, help="losses: divide the positions by this, for a quick look")
     return parser

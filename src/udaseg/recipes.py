@@ -47,7 +47,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Bank:
-    length: int
+    """SePiCo's centroids of the last batches of each class."""
+
+    length: int  # at most
+    span: float  # in steps, as a fraction of the run
     zero: bool  # begin with one zero vector for each class, as released
 
 
@@ -73,9 +76,8 @@ class PixelContrast:
     base_temperature: float
     start: float  # fraction of the run
     anchors: int  # at most, over the global batch
-    per_group: int  # at most, of one class in one image
-    eligible: float  # a class needs more than this share of an image's cells
-    width: int
+    eligible: float  # a class of an image needs more cells than this share of them, and gives at most as many anchors
+    width: int  # of the embedding
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,16 @@ class PatchContrast:
     crop: float  # side of the square crops, as a share of the target image's height
     scale: tuple[float, float]  # random factor on the target image
     iou: tuple[float, float]  # of the two crops
-    confidence: float
-    mask: bool  # only confident cells, and only towards the more confident view
+    confidence: float  # from which a view teaches the other
+    mask: bool  # only towards the more confident view, and only where it is confident
     negatives: Literal["bank", "other_view"]
     bank_steps: int
     bank_share: float  # of each crop's cells that enter the bank
-    width: int
+    width: int  # of the embedding
     jitter_p: float
     jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
-    grey: float
-    blur: float
+    grey: float  # probability
+    blur: float  # probability
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class DayReference:
     weight: float
     balance: float  # class weights 1 + balance * rarity, in the losses and the pseudo-labels
     test_balance: float  # the same on test probabilities, scored beside the headline
-    rarity: tuple[float, ...]
+    frequency: tuple[float, ...]  # of the classes, which says how rare they are
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Bcl:
     hybrid_in: Literal["prototypes", "prototypes+anchors"]
     prototypes: Literal["pair", "batch"]
     normalise: bool
-    calibration: Literal["off", "static", "hybrid"]  # with which labels the bias is measured
+    calibration: Literal["none", "static", "hybrid"]  # by which target labels the bias is measured
     momentum: float  # of the calibration
     feature: Literal["auto", "branches", "stage", "decoder"]
     split_stem: bool
@@ -184,17 +186,18 @@ class Plca:
     variant: Variant
     terms: tuple[str, ...]
     init: Start
-    association: float
+    association: float  # weight of each level
     levels: tuple[Literal["feature", "prediction"], ...]
-    aggregation: float
-    lsr: float
+    aggregation: float  # alpha: share of the similarity-weighted mean in each target vector; 0: off
+    lsr: float  # weight of adaptive smoothing on the source
     lsr_target: float
+    lsr_limit: float  # where it turns from sharpening to smoothing
     lovasz: float
     floor: float  # least standard deviation of a row of similarities
-    stride: int
-    tile: int
-    max_pixels: int | None
-    exclude_self: bool
+    stride: int  # of the grid on which pixels are associated
+    tile: int  # rows of similarities in memory at a time
+    max_pixels: int | None  # positions drawn from each image; None: all
+    exclude_self: bool  # drop cycles that end where they began
     scale: tuple[float, float] | None
     crop_max_ratio: float
     rare_class_temperature: float | None

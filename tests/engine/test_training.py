@@ -22,6 +22,7 @@ from udaseg.artifacts import file_hash
 from udaseg.engine import checkpoint, results, runtime, trainer
 from udaseg.errors import Interrupted, UserError
 from udaseg.models import load_model_file
+from udaseg.workflow import plan
 
 RUN = ("--benchmark", "streets", "--method", "self_training")
 
@@ -205,6 +206,23 @@ def test_source_only_adopts_its_pretraining_and_others_start_from_it(
         assert f"training starts from {run.pretrained}" in caplog.text
         train(project)
         assert "is trained already" in caplog.text
+
+
+def test_one_training_serves_all_runs_of_a_recipe(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    from_scratch(project, steps=2)
+    project.set("methods/pipa-off", dict(project.raw["methods"]["self_training"]))
+    project.set("run/methods", ["self_training", "pipa-off"])
+    first, second = run_of(project), run_of(project, "pipa-off")
+    assert first.hash == second.hash and first.twins == second.twins == [first.folder, second.folder]
+    assert plan.start(first) == [] and plan.start(second) == [f"{first.folder}/model.safetensors"]
+    train(project)
+    with caplog.at_level("INFO", "udaseg"):
+        assert content(train(project, "pipa-off")) == content(project.folder / first.folder)
+    assert f"taken from {first.folder}, which has the same recipe" in caplog.text
+    made = json.loads((project.folder / second.folder / "run.json").read_text())
+    assert made["method"] == "pipa-off" and made["taken_from"] == str(first.folder)
+    project.set("methods/pipa-off/threshold", 0.9)
+    assert run_of(project, "pipa-off").twins == [second.folder]
 
 
 @pytest.mark.parametrize("method", ["source_only", "oracle", "self_training"])

@@ -7,6 +7,7 @@ configuration; docs/methods/self_training.md and source_only.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def strong_augment(
     jittered, blurred = gates.random() < jitter[0], gates.random() < blur[0]
     with torch.autocast(images.device.type, enabled=False):  # bf16 has 8 bits: it would posterise the blurred image
         if jittered:
-            images = torch.stack([_jitter(image, rng, jitter[1]) for image, rng in zip(images, rngs, strict=True)])
+            strength = (jitter[1],) * 4
+            images = torch.stack([colour_jitter(image, rng, strength) for image, rng in zip(images, rngs, strict=True)])
         if blurred:
             sigma = torch.tensor([rng.uniform(*blur[1]) for rng in rngs], dtype=images.dtype)
             images = gaussian_blur(
@@ -84,10 +86,13 @@ def strong_augment(
     return images
 
 
-def _jitter(image: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
-    """torchvision's ColorJitter (multiplicative; kornia 0.5.8 of the official code shifted brightness) in random order."""
-    brightness, contrast, saturation = (float(f) for f in rng.uniform(1 - strength, 1 + strength, 3))
-    hue = float(rng.uniform(-strength, strength))
+def colour_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[float]) -> Tensor:
+    """torchvision's ColorJitter (multiplicative; kornia 0.5.8 of the official code shifted brightness) in random order.
+
+    `strength` of brightness, contrast, saturation, and hue in turns.
+    """
+    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strength[:3])
+    hue = float(rng.uniform(-strength[3], strength[3]))
     changes = (
         lambda x: TF.adjust_brightness(x, brightness),
         lambda x: TF.adjust_contrast(x, contrast),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from udaseg.data.sampling import Views
-from udaseg.models import Output, Segmenter
+from udaseg.models import Boxes, Output, Segmenter
 from udaseg.params import Run
 
 Losses = dict[str, Tensor]
@@ -168,6 +168,10 @@ class Term(nn.Module):
     def on_mixed(self, batch: Batch, output: Output, label: Tensor, weight: Tensor, step: int) -> Losses:
         """From the student's pass over the mixed images, with mixed labels and pixel weights (B, H, W)."""
         return {}
+
+    def boxes(self, step: int) -> Boxes | None:
+        """Where the detail branch of a multi-resolution network shall look in the mixed images; None: where it likes."""
+        return None
 
     def own_passes(self, batch: Batch, step: int, host: Host) -> Iterator[Losses]:
         """Student passes of the term's own, one dictionary each; between the source and the mixed pass."""

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from udaseg import ranks
 from udaseg.data.labels import IGNORE
-from udaseg.losses.segmentation import fp32
 
 
-def pseudo_labels(logits: Tensor, threshold: float, *, per_image: bool) -> tuple[Tensor, Tensor]:
-    """Hard labels (B, H, W) of (B, K, H, W) logits, and the weight q (B,): the share of pixels with p >= threshold.
+def pseudo_labels(probability: Tensor, threshold: float, *, per_image: bool) -> tuple[Tensor, Tensor]:
+    """Hard labels (B, H, W) of probabilities (B, K, H, W), and the weight q (B,): the share of pixels with p >= threshold.
 
     `per_image`: one q for each image, as the papers define it; otherwise one for the global batch, as the released code has it.
     """
-    confidence, label = fp32(logits).softmax(dim=1).max(dim=1)
+    confidence, label = probability.max(dim=1)
     return label, confident_share(confidence, threshold, per_image=per_image)
 
 

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from udaseg import ranks
 from udaseg.data.sampling import Views
-from udaseg.losses.segmentation import cell_labels, feature_distance
+from udaseg.errors import UserError
+from udaseg.losses.segmentation import cell_labels, feature_distance, fp32
 from udaseg.methods.augment import strong_augment
-from udaseg.methods.base import Averaged, Batch, Losses, Method, Term, stream
+from udaseg.methods.base import Averaged, Batch, Losses, Method, Predict, Term, stream
+from udaseg.methods.crops import best_corner, cut
 from udaseg.methods.mixing import class_mask, paste, pseudo_labels, without_border
+from udaseg.methods.night import class_weights, day_and_night, static_classes
 from udaseg.models import Segmenter, build_model, load_encoder_weights
 from udaseg.params import Run
 from udaseg.recipes import SelfTraining
@@ -28,6 +31,8 @@ from udaseg.recipes import SelfTraining
 
 class SelfTrainingStep(Method):
     is_thing: Tensor  # (256,) label -> thing class?
+    is_static: Tensor  # (K,) class that the day image may tell
+    class_weight: Tensor | None  # (256,) label -> weight, where the recipe has class weights
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         self.frozen: tuple[nn.Module, ...] = ()
@@ -43,6 +48,12 @@ class SelfTrainingStep(Method):
         is_thing = torch.zeros(256, dtype=torch.bool)
         is_thing[list(run.classes.things)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
+        self.register_buffer("is_static", static_classes(run.classes.names), persistent=False)
+        weight = None
+        if self.p.day_reference:
+            weight = torch.ones(256)
+            weight[: self.classes] = day_reference_weights(run, self.p.day_reference.balance)
+        self.register_buffer("class_weight", weight, persistent=False)
 
     def _imagenet_encoder(self) -> nn.Module:
         """The frozen reference of the feature distance: the encoder as ImageNet left it."""
@@ -57,7 +68,12 @@ class SelfTrainingStep(Method):
         return super()._apply(fn, recurse)
 
     def views(self) -> Views:
-        views = Views(crop_max_ratio=self.p.crop_max_ratio, rare_class_temperature=self.p.rare_class_temperature)
+        views = Views(
+            crop_max_ratio=self.p.crop_max_ratio,
+            rare_class_temperature=self.p.rare_class_temperature,
+            whole_target=self.p.target_crop == "balanced",
+            reference=self.p.day_reference is not None,
+        )
         for term in self.each_term():
             views = term.views(views)
         return views
@@ -71,6 +87,8 @@ class SelfTrainingStep(Method):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         with torch.no_grad():
+            if self.p.target_crop == "balanced":
+                self.crop_target(batch)
             batch.pseudo, batch.weight = self.pseudo_labels(batch)
             for term in self.each_term():
                 term.before(batch, step, self)
@@ -78,7 +96,7 @@ class SelfTrainingStep(Method):
         image = batch.image if self.p.source_view == "weak" else self.strong(batch.image, "source", batch, step)
         source = self.student.normalise(image)
         output = self.student(source, domain="source")
-        losses = {"source": self.student.loss(output, batch.label)}
+        losses = {"source": self.student.loss(output, batch.label, self.class_balanced(batch.label))}
         if self.frozen:
             losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
         for term in self.each_term():
@@ -90,20 +108,47 @@ class SelfTrainingStep(Method):
             yield from term.own_passes(batch, step, self)
 
         mixed, label, weight = self.mix(batch, step)
-        output = self.student(self.student.normalise(mixed), domain="target")
-        losses = {"mixed": self.student.loss(output, label, weight)}
+        boxes = next((found for term in self.each_term() if (found := term.boxes(step)) is not None), None)
+        output = self.student(self.student.normalise(mixed), domain="target", boxes=boxes)
+        losses = {"mixed": self.student.loss(output, label, self.class_balanced(label, weight))}
         for term in self.each_term():
             losses |= term.on_mixed(batch, output, label, weight, step)
         yield losses
 
     def pseudo_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's labels (B, H, W) of the unaugmented target and their pixel weights (B, H, W), eq. (2) and (3)."""
-        assert batch.target is not None
-        teacher = self.teacher_network
-        logits = teacher.predict(teacher.normalise(batch.target), (batch.target.shape[-2], batch.target.shape[-1]))
-        label, q = pseudo_labels(logits, self.p.threshold, per_image=self.per_image)
+        label, q = pseudo_labels(self.teacher_probabilities(batch), self.p.threshold, per_image=self.per_image)
         border = self.run.train.border
         return label, without_border(q[:, None, None].expand(label.shape), border.top, border.bottom)
+
+    def teacher_probabilities(self, batch: Batch) -> Tensor:
+        """What the teacher sees in the target images, (B, K, H, W); with a day reference, weighted by class too."""
+        teacher = self.teacher_network
+
+        def of(images: Tensor | None) -> Tensor:
+            assert images is not None
+            return fp32(teacher.predict(teacher.normalise(images), (images.shape[-2], images.shape[-1]))).softmax(dim=1)
+
+        night, reference = of(batch.target), self.p.day_reference
+        if reference is None or self.class_weight is None:
+            return night
+        both = day_and_night(of(batch.reference), night, self.is_static, reference.confident, reference.weight)
+        return both * self.class_weight[: self.classes, None, None]
+
+    def crop_target(self, batch: Batch) -> None:
+        """Class-balanced cropping: cut each whole target image where the teacher sees the most even mix of classes."""
+        assert batch.target is not None and batch.corners is not None
+        label, size = self.teacher_probabilities(batch).argmax(dim=1), self.run.train.crop
+        corner = best_corner(label, batch.corners, size, self.classes, self.p.crop_max_ratio)
+        batch.target = cut(batch.target, corner, size)
+        if batch.reference is not None:
+            batch.reference = cut(batch.reference, corner, size)
+
+    def class_balanced(self, label: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """Pixel weights (B, H, W) times the weights of the labels' classes, where the recipe has any."""
+        if self.class_weight is None:
+            return weight
+        return self.class_weight[label] if weight is None else self.class_weight[label] * weight
 
     @torch.no_grad()
     def mix(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,6 +189,31 @@ class SelfTrainingStep(Method):
 
     def scored(self) -> dict[str, nn.Module]:
         return {"": self.student, "teacher.": self.teacher.module}
+
+    @staticmethod
+    def test_views(run: Run, student: Segmenter) -> dict[str, Predict]:
+        """With a day reference, SePiCo's released test: class weights on the probabilities."""
+        reference = typing.cast(SelfTraining, run.method).day_reference
+        if reference is None:
+            return {}
+        log_weights = day_reference_weights(run, reference.test_balance).log()[:, None, None]
+
+        def weighted(images: Tensor, size: tuple[int, int]) -> Tensor:
+            return student.predict(images, size).log_softmax(dim=1) + log_weights.to(images)
+
+        return {"class_weighted": weighted}
+
+
+def day_reference_weights(run: Run, strength: float) -> Tensor:
+    """(K,) class weights of the recipe's frequencies. Raises UserError where these belong to other classes."""
+    reference = typing.cast(SelfTraining, run.method).day_reference
+    assert reference is not None
+    if len(reference.frequency) != len(run.classes):
+        raise UserError(
+            f"params.yaml: methods.{run.method_name}.day_reference.frequency: found {len(reference.frequency)} values, "
+            f"expected one for each of the {len(run.classes)} classes of {run.benchmark_name}"
+        )
+    return class_weights(reference.frequency, strength)
 
 
 METHOD = SelfTrainingStep

@@ -4,6 +4,7 @@ Which network of which paper this is: docs/models.md.
 shapes: B images, K classes, H W image size, h w map size at head stride
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +19,8 @@ from udaseg.models.backbones import Encoder
 from udaseg.models.heads import DeepLabV2Head, FusionHead, sum_of_branches
 from udaseg.models.spec import ModelSpec
 
+# from the context branch's logits (B, K, h, w) to a box (B, 4) in each image: top, left, bottom, right in pixels
+Boxes = Callable[[Tensor], Tensor]
 HEADS = ("deeplabv2", "daformer", "segformer")
 
 
@@ -51,6 +54,7 @@ class Segmenter(nn.Module):
 
     mean: Tensor
     std: Tensor
+    detail_window: tuple[int, int] | None = None  # (height, width) of the detail crops of multi-resolution networks
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         """Builds the network with random weights.
@@ -99,14 +103,14 @@ class Segmenter(nn.Module):
         unit = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         return (unit - self.mean) / self.std
 
-    def forward(self, images: Tensor, *, domain: str = "source", boxes: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, *, domain: str = "source", boxes: Boxes | None = None) -> Output:
         """One pass.
 
         Args:
             images: (B, 3, H, W), normalised; any size. Encoders that demand a multiple of some number resize inside
                 (`Encoder.multiple`); maps then cover the whole image all the same.
             domain: `source` or `target`; this network treats both alike.
-            boxes: detail boxes of multi-resolution networks; this network has no detail branch.
+            boxes: chooses the detail crops of multi-resolution networks; this network has no detail branch.
         """
         stages = self.encoder(images)
         if isinstance(self.head, DeepLabV2Head):

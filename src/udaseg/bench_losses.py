@@ -1,0 +1,377 @@
+"""Time and peak memory of each contrastive loss at its paper's size, against the form that its equation suggests.
+
+The plain forms below are that: everything at once, differentiated by autograd. Ratios of one call can be quoted, absolute
+times belong to the machine. Extra passes through the network are counted apart: they, not the losses, are what methods cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from udaseg.engine import runtime
+from udaseg.losses import bcl, cluda, pipa, plca, sepico
+from udaseg.models import build_model
+from udaseg.params import Params
+
+CLASSES = 19
+MB = 2**20
+# Passes over a batch of B crops that a step of each method takes besides those of the self-training step (two of the student with
+# gradient, one of the teacher, one of the frozen encoder); BCL and PLCA: of its own, in all. docs/methods/*.md.
+PASSES = {
+    "sepico": "student 1 (target), teacher 1 (source) + 1 on whole images with `target_crop: balanced`",
+    "pipa": "student 1 and teacher 1 over two 720x720 crops of each image, from `patch.start` on",
+    "cluda": "none",
+    "bcl": "student 2 in all, no teacher; the target set once a round",
+    "plca": "student 2 in all, no teacher",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss in two forms of the same value.
+
+    Attributes:
+        ours, plain: from the inputs to a scalar; `plain` of None: there is no other form worth measuring.
+        inputs: the tensors that need a gradient.
+        operations: multiply-adds times two of forward and backward, where custom operators hide them from the counter.
+        products: the matrix products that the loss cannot do without, for the ratio to their time.
+    """
+
+    ours: Callable[..., Tensor]
+    plain: Callable[..., Tensor] | None
+    inputs: tuple[Tensor, ...]
+    operations: int | None = None
+    products: Callable[[], object] | None = None
+
+
+def bench_losses(p: Params, shrink: int = 1) -> str:
+    """Measure every loss; returns JSON. `shrink` divides the number of positions, for a quick look."""
+    device = runtime.setup(p.run)
+    step = step_operations(p)
+    result: dict[str, Any] = {
+        "device": runtime.provenance(device)["device"],
+        "threads": p.run.threads,
+        "step_gigaoperations": round(step / 1e9),
+        "step": "DAFormer-B5 self-training, 2 + 2 crops of 512x512",
+        "losses": {},
+        "extra_passes": PASSES,
+    }
+    for name, make in CASES.items():
+        generator = torch.Generator().manual_seed(0)
+        case = make(generator, device, shrink)
+        row = measure(case.ours, case.inputs, device)
+        operations = case.operations or counted(case.ours, case.inputs)
+        row |= {"gigaoperations": round(operations / 1e9, 4), "share_of_step": round(operations / step, 7)}
+        if case.plain is not None:
+            plain = measure(case.plain, case.inputs, device)
+            row |= {f"plain_{key}": value for key, value in plain.items() if key != "value"}
+            row["times_faster"] = round(plain["seconds"] / row["seconds"], 2)
+            row["memory_ratio"] = round(row["peak_mb"] / max(plain["peak_mb"], 1e-9), 3)
+            row["difference"] = abs(plain["value"] - row["value"])
+        if case.products is not None:
+            row["times_its_products"] = round(row["seconds"] / timed(case.products, device), 2)
+        result["losses"][name] = row
+    return json.dumps(result, indent=2)
+
+
+def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> dict[str, float]:
+    """Seconds (best of two) and peak memory beyond the inputs, in MiB, of forward and backward; and the value."""
+
+    def once() -> Tensor:
+        for x in inputs:
+            x.grad = None
+        value = loss(*inputs)
+        if value.requires_grad:
+            value.backward()
+        return value.detach()
+
+    seconds = timed(once, device)
+    for x in inputs:
+        x.grad = None
+    before = peak(device, reset=True)
+    value = once()
+    return {
+        "seconds": round(seconds, 5),
+        "peak_mb": round((peak(device) - before) / MB, 1),
+        "value": value.item(),
+    }
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    best = math.inf
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def peak(device: torch.device, *, reset: bool = False) -> int:
+    """Largest memory in use in bytes; `reset` begins anew, from what is in use now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now the present resident size
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def counted(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        value = loss(*inputs)
+        if value.requires_grad:
+            value.backward()
+    return counter.get_total_flops()
+
+
+def step_operations(p: Params) -> int:
+    """Of one self-training step of DAFormer with MiT-B5: counted on shapes alone, nothing is computed."""
+    with torch.device("meta"), torch.no_grad():
+        network = build_model(p.benchmarks["gta2cityscapes"].model, CLASSES)
+        images = torch.zeros(2, 3, 512, 512)
+        with FlopCounterMode(display=False) as whole:
+            network(images)
+        with FlopCounterMode(display=False) as encoder:
+            network.encoder(images)
+    # student on source and on mixed images, backward twice as dear as forward; teacher; frozen encoder of the feature distance.
+    # Not counted through backward: the counter takes the gradients of grouped convolutions for those of full ones.
+    return (2 * 3 + 1) * whole.get_total_flops() + encoder.get_total_flops()
+
+
+def randn(generator: torch.Generator, device: torch.device, *shape: int, grad: bool = False) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(device).requires_grad_(grad)
+
+
+def labels(generator: torch.Generator, device: torch.device, *shape: int) -> Tensor:
+    return torch.randint(0, CLASSES, shape, generator=generator).to(device)
+
+
+# --- BCL, PLCA -------------------------------------------------------------------------------------------------------
+
+
+def bcl_contrast(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    """Both directions of two pairs: 92x92 maps of 76 channels, labels of 730x730."""
+    side, full = 92 // math.isqrt(shrink), 730 // math.isqrt(shrink)
+    label = labels(g, device, 4, full, full)
+    present = torch.ones(4, CLASSES, dtype=torch.bool, device=device)
+    features, vectors = randn(g, device, 4, 76, side, side, grad=True), randn(g, device, 4, CLASSES, 76, grad=True)
+
+    def ours(f: Tensor, v: Tensor) -> Tensor:
+        counts = bcl.label_counts(label, (side, side), CLASSES)
+        return bcl.contrast(bcl.cosine(f, v), present, counts, 0.1)
+
+    def plain(f: Tensor, v: Tensor) -> Tensor:
+        similarity = torch.einsum("bdhw,bkd->bkhw", F.normalize(f, dim=1), F.normalize(v, dim=2))
+        return F.cross_entropy(F.interpolate(similarity, size=(full, full)) / 0.1, label)
+
+    return Case(ours, plain, (features, vectors))
+
+
+def plca_operands(g: torch.Generator, device: torch.device, shrink: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """One pair of 92x92 grids with 2048 channels."""
+    n, d = 92 * 92 // shrink, 2048
+    source, target = (randn(g, device, 1, n, d).relu_().requires_grad_() for _ in range(2))
+    return source, target, labels(g, device, 1, n), 2 * n * n * d
+
+
+def plca_match(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    source, target, label, product = plca_operands(g, device, shrink)
+
+    def ours(s: Tensor, t: Tensor) -> Tensor:
+        cycles = plca.feature_cycles(s, t, label, floor=1e-10, tile=1024)
+        return cycles.total / cycles.kept.sum().clamp(min=1)
+
+    def plain(s: Tensor, t: Tensor) -> Tensor:
+        similarity = F.normalize(s[0], dim=1) @ F.normalize(t[0], dim=1).T
+        there = (similarity / similarity.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
+        back = (similarity.T / similarity.T.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
+        first, j = there.max(dim=1)
+        second, i = back[j].max(dim=1)
+        kept = label[0][i] == label[0]
+        return -(first + second)[kept].mean()
+
+    def products() -> None:
+        """Scores forward and again backward, and the gradients of both sides."""
+        with torch.no_grad():
+            for rows in source.split(1024, dim=1):
+                scores = rows @ target.mT
+                scores = rows @ target.mT
+                (scores @ target, scores.mT @ rows)
+
+    return Case(ours, plain, (source, target), 4 * product, products)
+
+
+def plca_aggregation(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    features, _, _, product = plca_operands(g, device, shrink)
+
+    def ours(x: Tensor) -> Tensor:
+        return plca.aggregated_features(x, alpha=0.5, floor=1e-10, tile=1024).square().mean()
+
+    def plain(x: Tensor) -> Tensor:
+        unit = F.normalize(x[0], dim=1)
+        similarity = unit @ unit.T
+        weight = (similarity / similarity.std(dim=1, keepdim=True).detach()).softmax(dim=1)
+        return torch.lerp(x[0], weight @ x[0], 0.5).square().mean()
+
+    return Case(ours, plain, (features,), 7 * product)
+
+
+# --- SePiCo ----------------------------------------------------------------------------------------------------------
+
+
+def sepico_cells(g: torch.Generator, device: torch.device, shrink: int) -> tuple[Tensor, Tensor]:
+    """Two 640x640 crops at stride 8, width 512."""
+    n = 2 * 80 * 80 // shrink
+    return F.normalize(randn(g, device, n, 512).relu_(), dim=1).requires_grad_(), labels(g, device, n)
+
+
+def sepico_statistics(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    key, label = sepico_cells(g, device, shrink)
+    key = key.detach()
+    mean = randn(g, device, CLASSES, 512).double() * 0.01
+
+    def ours() -> Tensor:
+        old = sepico.Statistics(mean.new_full((CLASSES,), 100.0), mean, mean.square())
+        new, _ = sepico.merged(old, sepico.class_sums(key, label, mean))
+        return new.variance.mean() + new.mean.mean()
+
+    def plain() -> Tensor:
+        member = F.one_hot(label, CLASSES).float()[..., None]  # N x C x 1
+        each = key[:, None] * member  # N x C x A
+        number = member.sum(dim=0)
+        centre = each.sum(dim=0) / number
+        spread = ((each - centre) * member).square().sum(dim=0) / number
+        w = number / (number + 100)
+        variance = (1 - w) * mean.square() + w * spread + w * (1 - w) * (mean - centre).square()
+        return (variance.mean() + ((1 - w) * mean + w * centre).mean()).double()
+
+    return Case(ours, plain, ())
+
+
+def sepico_proto(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    q, label = sepico_cells(g, device, shrink)
+    mean, seen = randn(g, device, CLASSES, 512), torch.ones(CLASSES, dtype=torch.bool, device=device)
+    return Case(
+        lambda x: sepico.proto_contrast(x, label, mean, seen, 100.0),
+        lambda x: F.cross_entropy(x @ mean.T / 100.0, label),
+        (q,),
+    )
+
+
+def sepico_dist(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    q, label = sepico_cells(g, device, shrink)
+    mean, seen = randn(g, device, CLASSES, 512), torch.ones(CLASSES, dtype=torch.bool, device=device)
+    variance = mean.square() / 100
+
+    def plain(x: Tensor) -> Tensor:
+        spread = ((x[:, None] ** 2) * variance).sum(dim=2) / 2e4  # N x C x A
+        own = (x.square() * variance[label]).sum(dim=1) / 2e4
+        return (F.cross_entropy(x @ mean.T / 100.0 + spread, label, reduction="none") + own).mean()
+
+    return Case(lambda x: sepico.dist_contrast(x, label, mean, variance, seen, 100.0), plain, (q,))
+
+
+def sepico_bank(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    q, label = sepico_cells(g, device, shrink)
+    bank = F.normalize(randn(g, device, CLASSES, 200, 512).relu_(), dim=2)
+    pushed = torch.full((CLASSES,), 200, device=device)
+
+    def plain(x: Tensor) -> Tensor:
+        similarity = torch.einsum("na,cma->ncm", x, bank) / 100.0  # N x C x M
+        own = F.one_hot(label, CLASSES).bool()
+        log_z = similarity.mean(dim=2).masked_fill(own, -torch.inf).logsumexp(dim=1, keepdim=True)
+        return F.softplus(log_z - similarity[own]).mean(dim=1).mean()
+
+    return Case(lambda x: sepico.bank_contrast(x, label, bank, pushed, 100.0), plain, (q,))
+
+
+# --- PiPa, CLUDA -----------------------------------------------------------------------------------------------------
+
+
+def pipa_pixel(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    """1024 anchors among the cells of two 512x512 crops at stride 4."""
+    side = 128 // math.isqrt(shrink)
+    maps = F.normalize(randn(g, device, 2 * side * side, 256), dim=1).requires_grad_()
+    label = (labels(g, device, 2, side // 16, side // 16)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    predicted = torch.where(torch.rand(label.shape, generator=g).to(device) < 0.3, (label + 1) % CLASSES, label)
+    keys = torch.rand(label.shape, generator=g).to(device)
+
+    def ours(e: Tensor) -> Tensor:
+        sizes = pipa.group_sizes(label, predicted, CLASSES)
+        sizes = sizes * (sizes.sum(dim=-1, keepdim=True) > 100)
+        groups = (sizes.sum(dim=-1) > 0).sum()
+        quota = pipa.anchor_quotas(sizes, pipa.anchors_per_group(groups, 1024, 100))
+        quota = quota * (sizes.sum(dim=-1, keepdim=True) > 0)
+        index, valid = pipa.choose_anchors(label, predicted, keys, quota, 1024)
+        return pipa.pixel_contrast(e[index], label.flatten()[index], valid, 0.1, 0.07)
+
+    return Case(ours, None, (maps,))
+
+
+def pipa_patch(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    """One direction: all cells of a 720x720 crop at stride 8 against three steps of the bank."""
+    n, m = 90 * 90 // shrink, 9600 // shrink
+    query, positive, keys = (F.normalize(randn(g, device, 1, k, 128), dim=2) for k in (n, n, m))
+    tag, key_tag = labels(g, device, 1, n), labels(g, device, 1, m)
+    weight = torch.full((1, n), 1 / n, device=device)
+
+    def plain(q: Tensor) -> Tensor:
+        own = (q * positive).sum(dim=2, keepdim=True) / 0.1
+        negative = (q @ keys.mT / 0.1).masked_fill(tag[..., None] == key_tag[:, None], -torch.inf)
+        return (-torch.cat([own, negative], dim=2).log_softmax(dim=2)[..., 0] * weight).sum()
+
+    return Case(
+        lambda q: pipa.patch_contrast(q, positive, tag, weight, keys, key_tag, 0.1), plain, (query.requires_grad_(),)
+    )
+
+
+def cluda_operands(g: torch.Generator, device: torch.device, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two images of 64x64 cells, width 256."""
+    m = 2 * 64 * 64 // shrink
+    return randn(g, device, m, 256, grad=True), labels(g, device, m), torch.rand(m, generator=g).to(device)
+
+
+def cluda_single(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    features, label, weight = cluda_operands(g, device, shrink)
+
+    def plain(x: Tensor) -> Tensor:
+        unit = F.normalize(x, dim=1)
+        similarity = unit @ unit.T
+        same = label[:, None] == label
+        negatives = (similarity.exp() * ~same).sum(dim=1, keepdim=True)
+        loss = -(similarity.exp() / (similarity.exp() + negatives)).log()
+        positive = same & ~torch.eye(len(label), dtype=torch.bool, device=device)
+        pairs = loss * positive * weight[:, None] * weight
+        return (pairs.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
+
+    return Case(lambda x: cluda.pixel_contrast(x, label, weight), plain, (features,))
+
+
+CASES: dict[str, Callable[[torch.Generator, torch.device, int], Case]] = {
+    "bcl contrast": bcl_contrast,
+    "plca matcher": plca_match,
+    "plca aggregation": plca_aggregation,
+    "sepico statistics": sepico_statistics,
+    "sepico proto": sepico_proto,
+    "sepico dist": sepico_dist,
+    "sepico bank": sepico_bank,
+    "pipa pixel": pipa_pixel,
+    "pipa patch": pipa_patch,
+    "cluda": cluda_single,
+}

@@ -1,0 +1,46 @@
+"""Pseudo-labels of night images with the day image of the same place: SePiCo's recipe for Dark Zurich, after DANNet.
+
+B images, K classes, H W image size. Sources: docs/methods/sepico.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from udaseg.errors import UserError
+
+STATIC = ("road", "sidewalk", "building", "wall", "fence", "vegetation", "terrain", "sky")
+
+
+def static_classes(names: Sequence[str]) -> Tensor:
+    """(K,) which classes stand where they stood by day."""
+    return torch.tensor([name in STATIC for name in names])
+
+
+def day_and_night(day: Tensor, night: Tensor, static: Tensor, confident: float, weight: float) -> Tensor:
+    """Probabilities (B, K, H, W) of both images in one; they need not sum to 1.
+
+    Static classes take `weight` of the day where the day is surer than `confident`, else 1 - `weight`, and the rest of the
+    night; what moves is told by the night alone. day, night: (B, K, H, W); static: (K,).
+    """
+    share = torch.where(day > confident, weight, 1 - weight)
+    return torch.where(static[:, None, None], share * day + (1 - share) * night, night)
+
+
+def class_weights(frequency: Sequence[float], strength: float) -> Tensor:
+    """(K,) weights 1 + strength * rarity, rarity being -log frequency standardised over the classes; float64.
+
+    Raises:
+        UserError: a weight is not positive.
+    """
+    log_f = torch.tensor(frequency, dtype=torch.float64).log()
+    weights = 1 + strength * (log_f.mean() - log_f) / log_f.std()
+    if not (weights > 0).all():
+        raise UserError(
+            f"day_reference: frequencies {list(frequency)} with strength {strength} give the class weights "
+            f"{[round(w, 3) for w in weights.tolist()]}; expected all above 0: frequencies above 0 and a smaller strength"
+        )
+    return weights

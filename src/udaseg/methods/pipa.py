@@ -1,0 +1,243 @@
+"""PiPa: Chen, Zheng, Yang, Chua, ACM MM 2023, arXiv 2211.07609. A term of the self-training step.
+
+    L = L_ce^S + L_ce^Mix + [L_FD] + alpha L_pixel + beta L_patch
+
+L_pixel -> Pipa.pixel_loss (source images, true classes)        L_patch -> Pipa.patch_loss (two overlapping target crops)
+Departures of the released code are named D1 .. D13 here and in docs/methods/pipa.md.
+B pairs, K classes, C channels, D embedding width, h w grid of the features, N cells of a view (stride 8).
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms.v2 import functional as TF
+
+from udaseg import ranks
+from udaseg.data.labels import IGNORE
+from udaseg.data.pairs import STRIDE, PairViews
+from udaseg.data.sampling import Views
+from udaseg.errors import UserError
+from udaseg.losses import pipa as losses
+from udaseg.losses.segmentation import fp32
+from udaseg.methods.augment import colour_jitter, gaussian_blur
+from udaseg.methods.base import Batch, Host, Losses, Term, stream
+from udaseg.models import Output, Segmenter
+from udaseg.params import Run
+from udaseg.recipes import PatchContrast, PixelContrast, SelfTraining
+
+BLUR_SIGMA = 1.1  # OpenCV's for the released 5 x 5 kernel
+
+
+class Pipa(Term):
+    bank: Tensor  # (steps, cells, D) negatives of the last steps
+    bank_label: Tensor  # (steps, cells), -1: empty
+
+    def __init__(self, student: Segmenter, run: Run) -> None:
+        super().__init__(student, run)
+        method = typing.cast(SelfTraining, run.method)
+        assert method.pipa is not None
+        self.pixel, self.patch = method.pipa.pixel, method.pipa.patch
+        if self.pixel is None and self.patch is None:
+            raise UserError(
+                f"params.yaml: methods.{run.method_name}.pipa: found neither pixel nor patch, expected at least one of them; "
+                f"`terms: []` is the step without PiPa"
+            )
+        self.released = method.variant == "released"
+        self.classes = len(run.classes)
+        # DeepLab-V2: its last stage alone, at stride 8; the four together would be 3840 channels
+        stages = student.stage_channels[-1:] if student.decoder_channels is None else student.stage_channels
+        self.stages = len(stages)
+        if self.pixel is not None:
+            self.head = ProjectionHead(sum(stages), self.pixel.width)
+            if self.released:
+                self.untrained_pixel = nn.Conv2d(sum(stages), self.classes, 1).requires_grad_(False)
+        if self.patch is not None:
+            channels, width = student.feature_channels, self.patch.width
+            # no `head` in the name: its learning rate is the base rate, as released
+            self.project = nn.Sequential(nn.Conv2d(channels, 2 * width, 1), nn.ReLU(), nn.Conv2d(2 * width, width, 1))
+            if self.released:
+                self.untrained_patch = nn.Conv2d(channels, self.classes, 1).requires_grad_(False)
+            self.side = int(self.patch.crop * run.benchmark.size.target.height) // STRIDE  # of a view, in cells
+            self.sampled = max(1, round(self.patch.bank_share * self.side**2))  # cells of each view
+            kept = (self.patch.bank_steps, 2 * self.sampled * run.train.batch // run.train.accumulate)
+            self.register_buffer("bank", torch.zeros(*kept, width))
+            self.register_buffer("bank_label", torch.full(kept, -1))
+
+    def views(self, views: Views) -> Views:
+        p = self.patch
+        return views if p is None else replace(views, pair=PairViews(self.side * STRIDE, p.scale, p.iou))
+
+    def on_source(self, batch: Batch, output: Output, step: int) -> Losses:
+        p = self.pixel
+        if p is None or step < round(p.start * self.run.train.steps):
+            return {}
+        return {"pipa_pixel": p.weight * self.pixel_loss(p, batch, output)}
+
+    def own_passes(self, batch: Batch, step: int, host: Host) -> Iterator[Losses]:
+        p = self.patch
+        if p is None or step < round(p.start * self.run.train.steps):
+            return
+        views = host.student.normalise(augmented(batch, p, self.run.seed))
+        feature, probability = self.view_maps(views, host)
+        embedding = F.normalize(fp32(self.project(feature)), dim=1)
+        e, s = (x.flatten(2).mT.unflatten(0, (-1, 2)) for x in (embedding, probability))  # (B, 2, N, D or K)
+        yield {"pipa_patch": p.weight * self.patch_loss(p, batch, e, s)}
+
+    def pixel_loss(self, p: PixelContrast, batch: Batch, output: Output) -> Tensor:
+        """L_pixel: InfoNCE among hard and easy cells of the frequent classes of each source image."""
+        stages = output.stages[-self.stages :]
+        size = (stages[0].shape[-2], stages[0].shape[-1])
+        label, classes = losses.nearest_labels(batch.label, size), self.classes
+        if self.released:  # D6: void is a class; D3: an untrained classifier tells what is hard
+            label, classes = torch.where(label == IGNORE, classes, label), classes + 1
+            with torch.no_grad():
+                predicted = over_stages(self.untrained_pixel, stages).argmax(dim=1)
+        else:
+            predicted = losses.nearest_labels(output.logits.argmax(dim=1), size)
+        keys = [stream(self.run.seed, "pipa_anchors", n).random(size, dtype=np.float32) for n in batch.index]
+
+        sizes = losses.group_sizes(label, predicted, classes)
+        fewest = max(1, round(p.eligible * size[0] * size[1]))
+        eligible = sizes.sum(dim=-1) > fewest
+        per_group = losses.anchors_per_group(ranks.total(eligible.sum()), p.anchors, fewest)
+        quota = losses.anchor_quotas(sizes, per_group) * eligible[..., None]
+        cells, valid = losses.choose_anchors(label, predicted, to_device(keys, label.device), quota, p.anchors)
+
+        anchors = ranks.gathered(self.head(stages, cells))
+        anchor_label = ranks.gathered(torch.where(valid, label.flatten()[cells], IGNORE))
+        filled = (anchor_label == IGNORE).int().argsort(stable=True)[: p.anchors]  # of all ranks' slots
+        anchors, anchor_label = anchors[filled], anchor_label[filled]
+        return losses.pixel_contrast(anchors, anchor_label, anchor_label != IGNORE, p.temperature, p.base_temperature)
+
+    def view_maps(self, views: Tensor, host: Host) -> tuple[Tensor, Tensor]:
+        """Features (2B, C, side, side) and the teacher's class probabilities (2B, K, side, side) of the views' cells."""
+        teacher = host.teacher_network
+        if self.released:  # D1: features of the frozen teacher; D2: labels of an untrained classifier
+            with torch.no_grad():
+                feature = to_grid(teacher.feature(teacher(views, domain="target")), self.side)
+                return feature, fp32(self.untrained_patch(feature)).softmax(dim=1)
+        with torch.no_grad(), running_statistics(teacher):
+            probability = to_grid(fp32(teacher(views, domain="target").logits).softmax(dim=1), self.side)
+        return to_grid(host.student.feature(host.student(views, domain="target")), self.side), probability
+
+    def patch_loss(self, p: PatchContrast, batch: Batch, embedding: Tensor, probability: Tensor) -> Tensor:
+        """L_patch = L1 + L2 of embeddings (B, 2, N, D) and class probabilities (B, 2, N, K)."""
+        assert batch.overlap is not None and batch.flipped is not None
+        confidence, label = probability.max(dim=-1)
+        match, shared = losses.matching_cells(batch.overlap, batch.flipped, (self.side, self.side))
+        image = torch.arange(len(match), device=match.device)[:, None]
+        (f1, f2), (c1, c2), (s1, s2) = ((x[:, 0], x[image, 1, match]) for x in (embedding, label, confidence))
+        masks = [m & shared for m in losses.directions(s1, s2, p.confidence)] if p.mask else [shared, shared]
+        if p.negatives == "bank":
+            self.remember(batch, embedding, label)
+            bank = self.bank.flatten(0, 1)[None], self.bank_label.flatten()[None]
+            first, second = (f1, f2, c1, *bank), (f2, f1, c2, *bank)
+        else:  # the paper's figure: all of the other view but the positive itself
+            cell = torch.arange(self.side**2, device=match.device).expand_as(match)
+            first, second = (f1, f2, match, embedding[:, 1], cell), (f2, f1, cell, embedding[:, 0], cell)
+        loss = torch.zeros((), device=embedding.device)
+        for (query, positive, tag, keys, key_tag), mask in zip((first, second), masks, strict=True):
+            weight = mask / (ranks.total(mask.sum()).clamp(min=1) / ranks.world())
+            loss = loss + losses.patch_contrast(
+                query, positive, tag, weight, keys, key_tag, p.temperature, 1e-8 if self.released else 0.0
+            )
+        return loss
+
+    @torch.no_grad()
+    def remember(self, batch: Batch, embedding: Tensor, label: Tensor) -> None:
+        """Random cells of both views of the global batch enter the bank."""
+        cells = embedding.shape[2]
+        draws = [stream(self.run.seed, "pipa_bank", n) for n in batch.index]
+        chosen = to_device(
+            [[r.choice(cells, self.sampled, replace=False) for _ in (0, 1)] for r in draws], label.device
+        )
+        image = torch.arange(len(chosen), device=label.device)[:, None, None]
+        view = torch.arange(2, device=label.device)[:, None]
+        for bank, values in ((self.bank, embedding), (self.bank_label, label)):
+            bank.copy_(losses.pushed(bank, ranks.gathered(values[image, view, chosen].contiguous()).flatten(0, 2)))
+
+
+class ProjectionHead(nn.Module):
+    """Concatenated stages -> 1x1 convolution, BatchNorm, ReLU -> unit embeddings (A, width) of A chosen cells."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.last = nn.Linear(channels, width)
+
+    def forward(self, stages: list[Tensor], cells: Tensor) -> Tensor:
+        hidden = F.relu(self.bn(over_stages(self.first, stages))).flatten(2)
+        rows = hidden[cells // hidden.shape[2], :, cells % hidden.shape[2]]
+        return F.normalize(fp32(self.last(rows)), dim=1)
+
+
+def over_stages(convolution: nn.Conv2d, stages: list[Tensor]) -> Tensor:
+    """A 1x1 convolution of the stages resized to the first and concatenated.
+
+    Convolved first and resized second: the two commute, and this order takes a tenth of the operations (MiT).
+    """
+    first, *rest = convolution.weight.split([stage.shape[1] for stage in stages], dim=1)
+    total = F.conv2d(stages[0], first, convolution.bias)
+    for stage, weight in zip(stages[1:], rest, strict=True):
+        part = F.conv2d(stage, weight)
+        total = total + F.interpolate(part, total.shape[-2:], mode="bilinear", align_corners=True)
+    return total
+
+
+def to_grid(x: Tensor, side: int) -> Tensor:
+    """(B, C, h, w) to (B, C, side, side): means of whole blocks where they fit, else bilinear."""
+    height, width = x.shape[-2:]
+    if height == width and height % side == 0:
+        return F.avg_pool2d(x, height // side)
+    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+
+
+@contextmanager
+def running_statistics(network: nn.Module) -> Iterator[None]:
+    """BatchNorm uses its running statistics and leaves them alone: jittered crops must not move the teacher's."""
+    moving = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
+    for m in moving:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m in moving:
+            m.train()
+
+
+@torch.no_grad()
+def augmented(batch: Batch, p: PatchContrast, seed: int) -> Tensor:
+    """(2B, 3, side, side): blur, colour jitter and grey at random, for each view by itself."""
+    assert batch.pair is not None
+    views = []
+    with torch.autocast(batch.pair.device.type, enabled=False):
+        for n, pair in zip(batch.index, batch.pair, strict=True):
+            views += [changed(view, stream(seed, "pipa_views", n, v), p) for v, view in enumerate(pair)]
+    return torch.stack(views)
+
+
+def changed(view: Tensor, rng: np.random.Generator, p: PatchContrast) -> Tensor:
+    blur, jitter, grey = rng.random(3) < (p.blur, p.jitter_p, p.grey)
+    if blur:
+        view = gaussian_blur(view[None], torch.full((1,), BLUR_SIGMA, device=view.device), 2)[0]
+    if jitter:
+        view = colour_jitter(view, rng, p.jitter)
+    return TF.rgb_to_grayscale(view, 3) if grey else view
+
+
+def to_device(draws: list[typing.Any], device: torch.device) -> Tensor:
+    """Random numbers drawn for each pair, stacked."""
+    return torch.from_numpy(np.stack(draws)).to(device, non_blocking=True)
+
+
+TERM = Pipa

@@ -1,0 +1,335 @@
+"""The CLUDA term in training: what it compares, on which networks, resumed, over ranks, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny_project import RAW, Project
+from udaseg import params, ranks
+from udaseg.artifacts import file_hash
+from udaseg.engine import runtime, trainer
+from udaseg.errors import Interrupted, UserError
+from udaseg.losses.cluda import multi_resolution_contrast, pixel_contrast, rows, sample, sample_detail
+from udaseg.methods import create
+from udaseg.methods.base import Batch
+from udaseg.methods.cluda import CludaTerm
+from udaseg.methods.self_training import SelfTrainingStep
+from udaseg.models import Output, Segmenter, build_model
+
+BLOCK: dict[str, Any] = {
+    "source": 1.0,
+    "mixed": 0.5,
+    "temperature": 1.0,
+    "stride": 8,
+    "anchors": None,
+    "gate": "row",
+    "detail_crop": "random",
+    "detail_start": 0.3,
+    "width": 8,
+}
+
+
+def with_cluda(project: Project, steps: int = 4, **block: Any) -> Project:
+    variant = block.pop("variant", "paper")
+    recipe = {**RAW["methods"]["self_training"], "variant": variant, "terms": ["cluda"], "cluda": {**BLOCK, **block}}
+    project.raw["methods"]["cluda"] = recipe
+    project.raw["methods"]["cluda-off"] = {**recipe, "terms": []}
+    project.set("benchmarks/streets/init", {"default": "none"})
+    project.set("benchmarks/streets/train/steps", steps)
+    return project
+
+
+def run_of(project: Project, method: str = "cluda") -> params.Run:
+    return params.load(project.folder / "params.yaml").resolve("streets", method, 0)
+
+
+def term_of(project: Project) -> tuple[SelfTrainingStep, CludaTerm]:
+    method = trainer.build(run_of(project), torch.device("cpu"))
+    assert isinstance(method, SelfTrainingStep)
+    term = method.terms["cluda"]
+    assert isinstance(term, CludaTerm)
+    return method, term
+
+
+def batch(size: tuple[int, int] = (32, 48)) -> Batch:
+    g = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (2, size[0] // 8, size[1] // 8), generator=g)
+    label = label.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    label[:, :, :9] = 255
+    return Batch([6, 7], torch.rand(2, 3, *size, generator=g), label, torch.rand(2, 3, *size, generator=g))
+
+
+def content(folder: Path) -> tuple[str, str]:
+    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    with (folder / "history.csv").open() as handle:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone", "dilations"),
+    [
+        ("segformer", "resnet10t", []),
+        ("daformer", "mobilenetv3_small_050", [2, 3]),
+        ("deeplabv2", "resnet10t", [6, 12]),
+    ],
+)
+def test_every_network_learns_from_it(project: Project, head: str, backbone: str, dilations: list[int]) -> None:
+    with_cluda(project, stride=4)
+    for key, value in (("head", head), ("backbone", backbone), ("dilations", dilations)):
+        project.set(f"benchmarks/streets/model/{key}", value)
+    method, term = term_of(project)
+    seen = []
+    for losses in method.losses(batch(), 0):
+        seen.append(sorted(losses))
+        method.zero_grad()
+        torch.stack([value for name, value in losses.items() if name.startswith("cluda")]).sum().backward()
+        assert all(value.isfinite() for value in losses.values())
+        for module in (method.student.encoder, method.student.head if head != "deeplabv2" else term.embed_head):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            assert gradients and any(g.any() for g in gradients) and all(g.isfinite().all() for g in gradients)
+        classifier = method.student.head.classify if head != "deeplabv2" else method.student.head.branches
+        assert all(p.grad is None for p in classifier.parameters())  # type: ignore[union-attr]
+    assert seen == [["cluda_source", "source"], ["cluda_mixed", "mixed"]]
+
+
+def test_source_and_mixed_loss_are_those_of_the_paper(project: Project) -> None:
+    _, term = term_of(with_cluda(project))
+    b, g = batch(), torch.Generator().manual_seed(1)
+    feature, weight = torch.randn(2, 5, 8, 12, generator=g), torch.rand(2, 32, 48, generator=g)
+    output = Output(torch.zeros(2, 19, 8, 12), [], feature)
+    cells = rows(sample(feature, (4, 6)))
+    label = b.label[:, 4::8, 4::8].flatten()  # the pixel below and right of the middle of each cell of 8
+    source = term.on_source(b, output, 0)["cluda_source"]
+    torch.testing.assert_close(source, pixel_contrast(cells, label, torch.ones(48)))
+    mixed = term.on_mixed(b, output, b.label, weight, 0)["cluda_mixed"]
+    middle = torch.nn.functional.avg_pool2d(weight[:, 3:-3, 3:-3], 2, stride=8).flatten()
+    torch.testing.assert_close(mixed, 0.5 * pixel_contrast(cells, label, middle))
+
+
+def test_released_variant_has_the_released_defects(project: Project) -> None:
+    _, term = term_of(with_cluda(project, variant="released"))
+    b = batch()
+    feature = torch.randn(2, 5, 8, 12, generator=torch.Generator().manual_seed(1))
+    found = term.on_source(b, Output(torch.zeros(2, 19, 8, 12), [], feature), 0)["cluda_source"]
+    # 5 x 7 positions from corner to corner; labels of the pixel where the cell of 32/5 x 48/7 begins
+    cells = torch.nn.functional.interpolate(feature, (5, 7), mode="bilinear", align_corners=True)
+    label = torch.nn.functional.interpolate(b.label[:, None].double(), (5, 7), mode="nearest").long().flatten()
+    assert (label == 255).any()
+    label[label == 255] = 19  # D4
+    features = torch.cat([cells[:, :, y, x] for y in range(5) for x in range(7)])  # D1: position after position
+    torch.testing.assert_close(found, pixel_contrast(features, label, torch.ones(70)))
+
+
+class WithDetail(Segmenter):
+    """A network with a detail branch: the same network once more, on a crop of the image. Stands in for HRDA."""
+
+    detail_window = (16, 24)
+
+    def forward(self, images: Tensor, *, domain: str = "source", boxes: Any = None) -> Output:
+        context = super().forward(images)
+        where = torch.tensor([[0, 24, 16, 48], [8, 8, 24, 32]])[ranks.rank() * len(images) :][: len(images)]
+        where = where if boxes is None else boxes(context.logits)
+        crops = [image[:, t:b, left:r] for image, (t, left, b, r) in zip(images, where.tolist(), strict=True)]
+        context.detail = SimpleNamespace(feature=super().forward(torch.stack(crops)).decoder, boxes=where)
+        return context
+
+
+def detail_network(run: params.Run) -> WithDetail:
+    torch.manual_seed(0)
+    student = build_model(run.benchmark.model, len(run.classes))
+    student.__class__ = WithDetail
+    assert isinstance(student, WithDetail)
+    return student
+
+
+def with_detail(project: Project, **block: Any) -> tuple[WithDetail, CludaTerm]:
+    run = run_of(with_cluda(project, **block))
+    student = detail_network(run)
+    return student, CludaTerm(student, run)
+
+
+def test_detail_features_are_contrasted_with_a_learned_weight(project: Project) -> None:
+    student, term = with_detail(project)
+    b = batch()
+    output = student(student.normalise(b.image))
+    loss = term.on_source(b, output, 0)["cluda_source"]
+    assert term.blend_head is not None and output.detail is not None
+    low = rows(sample(output.decoder, (4, 6)))
+    high, inside = sample_detail(output.detail.feature, output.detail.boxes, (32, 48), (4, 6))
+    blend = rows(sample(term.blend_head.eval()(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
+    label = b.label[:, 4::8, 4::8].flatten()
+    assert inside[0].sum() == inside[1].sum() == 6 and label[inside.flatten()].unique().numel() > 2
+    term.blend_head.train()
+    torch.manual_seed(0)  # the head drops channels, as the decoder does
+    again = term.on_source(b, output, 0)["cluda_source"]
+    torch.manual_seed(0)
+    blend = rows(sample(term.blend_head(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
+    expected = multi_resolution_contrast(low, rows(high), label, torch.ones(48), blend, inside.flatten())
+    torch.testing.assert_close(again, expected)
+    loss.backward()
+    for module in (student.encoder, term.blend_head):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_released_variant_takes_road_for_the_outside_of_the_crop(project: Project) -> None:
+    student, term = with_detail(project, variant="released")
+    b = batch()
+    b.label[b.label == 255] = 3
+    output = student(student.normalise(b.image))
+    torch.manual_seed(0)
+    found = term.on_source(b, output, 0)["cluda_source"]
+    torch.manual_seed(0)
+    assert term.blend_head is not None and output.detail is not None
+    blend = rows(sample(term.blend_head(output.stages)[0].sigmoid(), (5, 7), corners=True))[:, 0]
+    label = b.label[:, torch.arange(5) * 32 // 5][:, :, torch.arange(7) * 48 // 7].flatten()
+    low = rows(sample(output.decoder, (5, 7), corners=True), position_major=True)
+    high, inside = sample_detail(output.detail.feature, output.detail.boxes, (32, 48), (5, 7), corners=True)
+    high, m = rows(high, position_major=True), inside.flatten()
+    assert (label[m] == 0).any()
+    values = [multi_resolution_contrast(low, high, label, torch.ones(70), blend, k) for k in (m & (label != 0), m)]
+    torch.testing.assert_close(found, values[0])
+    assert (values[0] - values[1]).abs() > 1e-4
+
+
+def test_uncertain_crops_are_chosen_after_their_start(project: Project) -> None:
+    student, term = with_detail(project, steps=10, detail_crop="entropy", detail_start=0.3)
+    assert term.boxes(2) is None
+    choose = term.boxes(3)
+    assert choose is not None
+    logits = torch.zeros(2, 19, 8, 12)
+    logits[:, 0] = 5  # certain
+    logits[0, :, 4:, :6] = 0
+    logits[1, :, 2:6, 6:] = 0
+    assert choose(logits).tolist() == [[16, 0, 32, 24], [8, 24, 24, 48]]
+    output = student(student.normalise(batch().image), boxes=choose)
+    assert output.detail is not None and output.detail.boxes.shape == (2, 4)
+    assert with_detail(project, detail_crop="random")[1].boxes(3) is None
+
+
+def test_anchors_are_a_draw_of_each_image_s_own(project: Project) -> None:
+    _, term = term_of(with_cluda(project, anchors=5))
+    drawn = term.anchors(batch(), 24, "source", torch.device("cpu"))
+    assert drawn is not None and len(drawn) == 10 and len(drawn.unique()) == 10
+    assert (drawn[:5] < 24).all() and (drawn[5:] >= 24).all()
+    swapped = Batch([7, 6], *(getattr(batch(), name) for name in ("image", "label")))
+    other = term.anchors(swapped, 24, "source", torch.device("cpu"))
+    assert other is not None and torch.equal(other[:5] + 24, drawn[5:])  # by pair, wherever it lies in the batch
+    _, every = term_of(with_cluda(project, anchors=1000))
+    whole = every.anchors(batch(), 24, "source", torch.device("cpu"))
+    assert whole is not None and whole.sort().values.tolist() == list(range(48))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_trains_and_resumes_with_the_same_bits(
+    make_project: Callable[[str], Project], monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    found = []
+    for stop_after in (None, 2):
+        project = with_cluda(make_project(f"stop{stop_after}"), variant=variant, anchors=7)
+        run = run_of(project)
+        if stop_after:
+            with monkeypatch.context() as patch:
+                calls: list[int] = []
+                patch.setattr(runtime.StopRequest, "on_any_rank", lambda *_: calls.append(1) or len(calls) == 2)  # noqa: B023
+                with pytest.raises(Interrupted, match="step 2 of 4"):
+                    trainer.train(run, run.folder)
+        trainer.train(run, run.folder)
+        found.append(content(project.folder / run.folder))
+    assert found[0] == found[1]
+    assert {"cluda_source", "cluda_mixed"} <= set(history(project.folder / run.folder)[0])
+
+
+CASES: list[dict[str, Any]] = [
+    {"variant": "paper"},
+    {"variant": "paper", "anchors": 9},
+    {"variant": "released"},
+    {"variant": "paper", "detail": True},
+    {"variant": "released", "detail": True, "gate": "both"},
+]
+
+
+def on_all_ranks(project: Project) -> list[dict[str, Tensor]]:
+    """Losses and gradients of one step on the same global batch, one dictionary for each case."""
+    found = []
+    for case in CASES:
+        block = dict(case)
+        network = detail_network if block.pop("detail", False) else None
+        run = run_of(with_cluda(project, stride=4, **block))
+        torch.manual_seed(0)
+        student = network(run) if network else build_model(run.benchmark.model, len(run.classes))
+        method = ranks.use_global_batch_norm(create(run, student)).train()
+        b, mine = batch(), slice(ranks.rank() * 2 // ranks.world(), (ranks.rank() + 1) * 2 // ranks.world())
+        assert b.target is not None and isinstance(method, SelfTrainingStep)
+        part = Batch(b.index[mine], b.image[mine], b.label[mine], b.target[mine])
+        values = {}
+        for losses in method.losses(part, 0):
+            torch.stack(list(losses.values())).sum().backward()
+            values |= {name: ranks.total(value.detach()) / ranks.world() for name, value in losses.items()}
+        trained = {name: p for name, p in method.named_parameters() if p.grad is not None}
+        ranks.average_gradients(list(trained.values()))
+        found.append({**values, **{name: p.grad for name, p in trained.items() if p.grad is not None}})
+    return found
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from test_cluda import RAW, Project, on_all_ranks
+from udaseg import ranks
+ranks.join(torch.device("cpu"))
+folder = Path(f"rank{ranks.rank()}")
+folder.mkdir()
+found = on_all_ranks(Project(folder, RAW))
+torch.save(found, folder / "found.pt")
+ranks.leave()
+"""
+
+
+def test_two_ranks_have_losses_and_gradients_of_one(project: Project) -> None:
+    project.set("benchmarks/streets/model/dropout", 0.0)  # drop-out draws differ by rank
+    (project.folder / "script.py").write_text(SCRIPT.replace("RAW)", f"{project.raw!r})"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    done = subprocess.run(launch, cwd=project.folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    two = torch.load(project.folder / "rank0/found.pt", weights_only=True)
+    for one, both in zip(on_all_ranks(project), two, strict=True):
+        assert one.keys() == both.keys() >= {"cluda_source", "cluda_mixed"}
+        for name, value in one.items():
+            torch.testing.assert_close(both[name], value, rtol=1e-3, atol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
+
+
+def test_off_twin_is_plain_self_training(project: Project) -> None:
+    with_cluda(project)
+    assert run_of(project, "cluda-off").hash == run_of(project, "self_training").hash != run_of(project).hash
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"stride": 33}, ["stride", "found 33", "48x32"]),
+        ({"stride": 0}, ["stride", "found 0"]),
+        ({"temperature": 0.0}, ["temperature", "more than 0"]),
+        ({"anchors": 0}, ["anchors", "null"]),
+        ({"detail_crop": "entropy"}, ["detail_crop", "no detail branch", "say random"]),
+        ({"gate": "column"}, ["gate", "column", "row", "both"]),
+    ],
+)
+def test_bad_values_stop_before_training(project: Project, block: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        term_of(with_cluda(project, **block))
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
