@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tiny_project import ROOT, Project
@@ -19,6 +21,7 @@ from udaseg.artifacts import run_lock
 
 TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
 CASES: dict[str, Callable[[Project, pytest.MonkeyPatch], list[str]]] = {}
+METHODS = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 TRAIN = ["train", "--benchmark", "streets", "--method", "self_training"]
 EVALUATE = ["evaluate", "--benchmark", "streets", "--method", "self_training"]
 
@@ -244,6 +247,74 @@ def not_scored(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     return ["compare", "--benchmark", "streets"]
 
 
+def shipped(project: Project, name: str, **changes: object) -> list[str]:
+    """Train a method of the shipped params.yaml, with changes to its block."""
+    scratch(project)
+    project.set(f"methods/{name}", copy.deepcopy(METHODS[name]) | changes)
+    return ["train", "--benchmark", "streets", "--method", name]
+
+
+@case
+def unknown_variant(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "plca", variant="papr")
+
+
+@case
+def unknown_term(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "sepico", terms=["sepicco"])
+
+
+@case
+def term_without_block(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "sepico", terms=["sepico", "pipa"])
+
+
+@case
+def term_named_twice(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "cluda", terms=["cluda", "cluda"])
+
+
+@case
+def terms_for_a_method_without(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "bcl", terms=["pipa"])
+
+
+@case
+def terms_that_want_another_recipe(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "pipa", terms=["pipa", "sepico"], sepico=METHODS["sepico"]["sepico"])
+
+
+@case
+def feature_that_the_head_lacks(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/model/head", "deeplabv2")
+    project.set("benchmarks/streets/model/dilations", [6, 12])
+    return shipped(project, "bcl", feature="decoder")
+
+
+@case
+def class_not_in_source(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = next((project.folder / "data/streets").glob("streets_game*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    for sample in manifest["splits"]["train"]:
+        sample["counts"].pop("16", None)
+    text = json.dumps(manifest)
+    path.write_text(text + " " * max(0, path.stat().st_size - len(text)))
+    scratch(project)
+    return TRAIN
+
+
+@case
+def patch_crops_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    parts = copy.deepcopy(METHODS["pipa"]["pipa"])
+    parts["patch"]["crop"] = 3.0
+    return shipped(project, "pipa", pipa=parts)
+
+
+@case
+def no_day_reference(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "sepico-night")
+
+
 @case
 def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     folder = project.folder / "from-elsewhere"
@@ -263,7 +334,7 @@ def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> l
 
 
 def test_every_row_is_provoked() -> None:
-    assert set(TABLE) == set(CASES) and len(TABLE) >= 28
+    assert set(TABLE) == set(CASES) and len(TABLE) >= 38
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -194,7 +194,7 @@ def plca_match(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     source, target, label, product = plca_operands(g, device, shrink)
 
     def ours(s: Tensor, t: Tensor) -> Tensor:
-        cycles = plca.feature_cycles(s, t, label, floor=1e-10, tile=1024)
+        cycles = plca.feature_cycles(s, t, label, floor=1e-10, tile=256)
         return cycles.total / cycles.kept.sum().clamp(min=1)
 
     def plain(s: Tensor, t: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def plca_match(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     def products() -> None:
         """Scores forward and again backward, and the gradients of both sides."""
         with torch.no_grad():
-            for rows in source.split(1024, dim=1):
+            for rows in source.split(256, dim=1):
                 scores = rows @ target.mT
                 scores = rows @ target.mT
                 (scores @ target, scores.mT @ rows)
@@ -221,7 +221,7 @@ def plca_aggregation(g: torch.Generator, device: torch.device, shrink: int) -> C
     features, _, _, product = plca_operands(g, device, shrink)
 
     def ours(x: Tensor) -> Tensor:
-        return plca.aggregated_features(x, alpha=0.5, floor=1e-10, tile=1024).square().mean()
+        return plca.aggregated_features(x, alpha=0.5, floor=1e-10, tile=256).square().mean()
 
     def plain(x: Tensor) -> Tensor:
         unit = F.normalize(x[0], dim=1)

@@ -25,11 +25,11 @@ from udaseg.losses.pipa import (
     directions,
     group_sizes,
     matching_cells,
-    nearest_labels,
     patch_contrast,
     pixel_contrast,
     pushed,
 )
+from udaseg.losses.segmentation import nearest_labels
 
 TAU, BASE = 0.1, 0.07
 seeds = st.integers(0, 2**31)

@@ -18,14 +18,6 @@ from udaseg.losses.segmentation import fp32
 ROWS = 1024  # queries whose similarities to all keys are held at once
 
 
-def nearest_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) to (B, h, w), `size` = (h, w): the top-left pixel of every cell, no vote. Oracle P6."""
-    rows, columns = (
-        torch.arange(n, device=label.device) * full // n for n, full in zip(size, label.shape[1:], strict=True)
-    )
-    return label[:, rows[:, None], columns]
-
-
 def group_sizes(label: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Cells of each group, (B, K, 2): those predicted correctly ("easy") and wrongly ("hard"). Both maps are (B, h, w)."""
     member = label[..., None] == torch.arange(classes, device=label.device)

@@ -27,10 +27,11 @@ from udaseg.data.pairs import STRIDE, PairViews
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses import pipa as losses
-from udaseg.losses.segmentation import fp32
+from udaseg.losses.segmentation import fp32, nearest_labels
 from udaseg.methods.augment import colour_jitter, gaussian_blur
 from udaseg.methods.base import Batch, Host, Losses, Term, stream
 from udaseg.models import Output, Segmenter
+from udaseg.models.heads import over_stages
 from udaseg.params import Run
 from udaseg.recipes import PatchContrast, PixelContrast, SelfTraining
 
@@ -96,13 +97,13 @@ class Pipa(Term):
         """L_pixel: InfoNCE among hard and easy cells of the frequent classes of each source image."""
         stages = output.stages[-self.stages :]
         size = (stages[0].shape[-2], stages[0].shape[-1])
-        label, classes = losses.nearest_labels(batch.label, size), self.classes
+        label, classes = nearest_labels(batch.label, size), self.classes
         if self.released:  # D6: void is a class; D3: an untrained classifier tells what is hard
             label, classes = torch.where(label == IGNORE, classes, label), classes + 1
             with torch.no_grad():
-                predicted = over_stages(self.untrained_pixel, stages).argmax(dim=1)
+                predicted = over_stages(self.untrained_pixel, stages, align_corners=True).argmax(dim=1)
         else:
-            predicted = losses.nearest_labels(output.logits.argmax(dim=1), size)
+            predicted = nearest_labels(output.logits.argmax(dim=1), size)
         keys = [stream(self.run.seed, "pipa_anchors", n).random(size, dtype=np.float32) for n in batch.index]
 
         sizes = losses.group_sizes(label, predicted, classes)
@@ -176,22 +177,9 @@ class ProjectionHead(nn.Module):
         self.last = nn.Linear(channels, width)
 
     def forward(self, stages: list[Tensor], cells: Tensor) -> Tensor:
-        hidden = F.relu(self.bn(over_stages(self.first, stages))).flatten(2)
+        hidden = F.relu(self.bn(over_stages(self.first, stages, align_corners=True))).flatten(2)
         rows = hidden[cells // hidden.shape[2], :, cells % hidden.shape[2]]
         return F.normalize(fp32(self.last(rows)), dim=1)
-
-
-def over_stages(convolution: nn.Conv2d, stages: list[Tensor]) -> Tensor:
-    """A 1x1 convolution of the stages resized to the first and concatenated.
-
-    Convolved first and resized second: the two commute, and this order takes a tenth of the operations (MiT).
-    """
-    first, *rest = convolution.weight.split([stage.shape[1] for stage in stages], dim=1)
-    total = F.conv2d(stages[0], first, convolution.bias)
-    for stage, weight in zip(stages[1:], rest, strict=True):
-        part = F.conv2d(stage, weight)
-        total = total + F.interpolate(part, total.shape[-2:], mode="bilinear", align_corners=True)
-    return total
 
 
 def to_grid(x: Tensor, side: int) -> Tensor:

@@ -22,7 +22,7 @@ from udaseg.losses import sepico as losses
 from udaseg.losses.segmentation import cell_labels, fp32
 from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
 from udaseg.models import Output, Segmenter
-from udaseg.models.heads import ConvBN
+from udaseg.models.heads import ConvBN, over_stages
 from udaseg.params import Run
 from udaseg.recipes import SelfTraining, Sepico
 
@@ -35,15 +35,13 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.levels = len(channels)
         inputs = sum(channels)
-        self.layers = nn.Sequential(ConvBN(inputs, inputs // self.levels, 1), ConvBN(inputs // self.levels, width, 1))
+        self.first = ConvBN(inputs, inputs // self.levels, 1)
+        self.last = ConvBN(inputs // self.levels, width, 1)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """Stages (B, c_i, h_i, w_i) -> (B, h, w, A) on the grid of the finest of them, in fp32."""
-        finest, *others = stages[-self.levels :]
-        size = (finest.shape[-2], finest.shape[-1])
-        others = [F.interpolate(stage, size=size, mode="bilinear", align_corners=False) for stage in others]
-        embedding = self.layers(torch.cat([finest, *others], dim=1)).permute(0, 2, 3, 1)
-        return F.normalize(fp32(embedding), dim=3)
+        hidden = F.relu(self.first.bn(over_stages(self.first.conv, stages[-self.levels :])))
+        return F.normalize(fp32(self.last(hidden).permute(0, 2, 3, 1)), dim=3)
 
 
 class SePiCo(Term):

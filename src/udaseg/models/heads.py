@@ -111,6 +111,19 @@ def sum_of_branches(maps: Sequence[Tensor]) -> Tensor:
     return logits
 
 
+def over_stages(convolution: nn.Conv2d, stages: Sequence[Tensor], *, align_corners: bool = False) -> Tensor:
+    """A 1x1 convolution of the stages resized to the first one and concatenated: (B, outputs, h, w).
+
+    Convolved first and resized second: the two commute, and this order takes a tenth of the operations (MiT).
+    """
+    first, *rest = convolution.weight.split([stage.shape[1] for stage in stages], dim=1)
+    total = F.conv2d(stages[0], first, convolution.bias)
+    for stage, weight in zip(stages[1:], rest, strict=True):
+        part = F.conv2d(stage, weight)
+        total = total + F.interpolate(part, total.shape[-2:], mode="bilinear", align_corners=align_corners)
+    return total
+
+
 def _init_classifier(conv: nn.Module) -> None:
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     nn.init.normal_(conv.weight, std=0.01)
