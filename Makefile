@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test check install clean
 help:
-	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 10 minutes on 2 cores)"
+	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
 	@echo "make check  style and types alone"
 

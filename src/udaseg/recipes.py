@@ -65,7 +65,7 @@ class Sepico:
     statistics: Statistics
     bank: Bank
     cell_ratio: float
-    width: int  # of the embedding
+    width: float  # of the embedding, times the model's `width`
     domains: tuple[Literal["source", "target"], ...] = ("source", "target")
 
 

@@ -243,7 +243,9 @@ def test_convolution_of_resized_stages() -> None:
     stages = [torch.randn(2, c, s, s + 2, generator=g) for c, s in ((3, 8), (5, 4), (7, 2))]
     convolution = nn.Conv2d(15, 4, 1)
     resized = [F.interpolate(s, (8, 10), mode="bilinear", align_corners=True) for s in stages]
-    torch.testing.assert_close(over_stages(convolution, stages), convolution(torch.cat(resized, dim=1)))
+    torch.testing.assert_close(
+        over_stages(convolution, stages, align_corners=True), convolution(torch.cat(resized, dim=1))
+    )
 
 
 def test_to_grid() -> None:

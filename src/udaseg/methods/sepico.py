@@ -58,7 +58,8 @@ class SePiCo(Term):
         check(self.p, recipe, f"params.yaml: methods.{run.method_name}")
         # DeepLab-V2: the last stage; fusing heads: all stages, resized to the first
         channels = student.stage_channels[-1:] if student.decoder_channels is None else student.stage_channels
-        self.head = ProjectionHead(channels, self.p.width)
+        width = round(self.p.width * run.benchmark.model.width)
+        self.head = ProjectionHead(channels, width)
         self.teacher_head = Averaged(self.head, recipe.teacher_horizon, run.train.steps)
         # released: classes never seen compete with a zero mean
         self.unseen_compete = recipe.variant == "released"
@@ -66,13 +67,13 @@ class SePiCo(Term):
         self.first_statistics = round(self.p.statistics.start * run.train.steps)
         self.first_loss = round(self.p.start * run.train.steps)
         # float64: a step adds a 40 000th to the mean
-        moments = torch.zeros(2, self.classes, self.p.width, dtype=torch.float64)
+        moments = torch.zeros(2, self.classes, width, dtype=torch.float64)
         self.register_buffer("number", torch.zeros(self.classes, dtype=torch.float64))
         self.register_buffer("mean", moments[0])
         self.register_buffer("variance", moments[1].clone())
         slots = max(1, min(self.p.bank.length, round(self.p.bank.span * run.train.steps)))
         slots = slots if self.p.prototype == "bank" else 0
-        bank, pushed = losses.empty_bank(self.classes, slots, self.p.width, self.p.bank.zero)
+        bank, pushed = losses.empty_bank(self.classes, slots, width, self.p.bank.zero)
         self.register_buffer("bank", bank)
         self.register_buffer("pushed", pushed)
 
@@ -146,9 +147,9 @@ def check(p: Sepico, recipe: SelfTraining, where: str) -> None:
         raise UserError(
             f"{where}.source_view: found {recipe.source_view}; SePiCo's source anchors are strongly augmented: say strong"
         )
-    if p.temperature <= 0 or p.width < 1 or not p.domains:
+    if p.temperature <= 0 or p.width <= 0 or not p.domains:
         raise UserError(
-            f"{where}.sepico: temperature must be above 0, width at least 1, domains source, target or both"
+            f"{where}.sepico: temperature and width must be above 0, domains source, target or both"
         )
     if p.statistics.start > p.start:
         raise UserError(
