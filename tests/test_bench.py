@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from tiny_project import ROOT, Project
 from udaseg import bench_losses, params
 
 
-def test_bench_reports_every_part(project: Project) -> None:
-    done = project.udaseg("bench", "--benchmark", "streets", "--method", "self_training", "--steps", "2")
+@pytest.mark.parametrize("method", ["self_training", "bcl"])
+def test_bench_reports_every_part(project: Project, method: str) -> None:
+    project.set("methods/bcl", yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["bcl"])
+    done = project.udaseg("bench", "--benchmark", "streets", "--method", method, "--steps", "2")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     for part in ("data_only", "step_only", "data_and_step"):

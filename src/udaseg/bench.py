@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -38,7 +39,13 @@ def bench(run: Run, steps: int) -> str:
     bench_run = without_start(run, steps + WARMUP)
     method = build(bench_run, device)
     optimizer = build_optimizer(method, bench_run.train.optimizer, device)
-    loop = Loop(bench_run, method, optimizer, device, Path("results/.restart/bench"), {})
+    with tempfile.TemporaryDirectory() as restart:
+        loop = Loop(bench_run, method, optimizer, device, Path(restart), {})
+        return json.dumps(parts(run, bench_run, loop, steps), indent=2)
+
+
+def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
+    device, method = loop.device, loop.method
     result: dict[str, Any] = {
         "benchmark": run.benchmark_name,
         "method": run.method_name,
@@ -51,7 +58,7 @@ def bench(run: Run, steps: int) -> str:
         "parameters": sum(p.numel() for p in method.student.parameters()),
     }
 
-    batches = iter(loop.loader())
+    batches = loop.begin_round()
     first = [next(batches) for _ in range(run.train.accumulate)]
     micro = run.train.accumulate
     result["data_only"] = rate(lambda: [next(batches) for _ in range(micro)], steps, run.train.batch, device)
@@ -61,7 +68,7 @@ def bench(run: Run, steps: int) -> str:
     loop.step = 0
     result["step_only"] = rate(lambda: loop.advance(synthetic), steps, run.train.batch, device)
     loop.step = 0
-    batches = iter(loop.loader())
+    batches = loop.begin_round()
     loop.advance(batches)
     result["data_and_step"] = rate(lambda: loop.advance(batches), steps, run.train.batch, device)
     if device.type == "cuda":
@@ -69,7 +76,7 @@ def bench(run: Run, steps: int) -> str:
         result["host_waits_per_step"] = host_waits(lambda: loop.advance(synthetic))
     result["peak_memory_mb"] = runtime.peak_memory_mb(device)
     result["evaluation"] = evaluation(run, method.student, steps, device)
-    return json.dumps(result, indent=2)
+    return result
 
 
 def without_start(run: Run, steps: int) -> Run:
@@ -77,6 +84,8 @@ def without_start(run: Run, steps: int) -> Run:
     raw = copy.deepcopy(run.params.raw)
     raw["benchmarks"][run.benchmark_name]["init"] = {"default": "none"}
     raw["benchmarks"][run.benchmark_name]["train"]["steps"] = steps
+    if "rounds" in raw["methods"][run.method_name]:
+        raw["methods"][run.method_name]["rounds"] = 1
     return check(raw).resolve(run.benchmark_name, run.method_name, run.seed)
 
 

@@ -45,7 +45,7 @@ def learning_rate(step: int, steps: int, lr: float, p: Schedule) -> float:
     The decay reaches 0 after `horizon` x the run; with `rounds` it begins anew in each, `factor` lower (BCL O13, PLCA 5.10).
     """
     length = steps / p.rounds
-    done = min(int(step / length), p.rounds - 1)
+    done = min(step * p.rounds // steps, p.rounds - 1)  # the round, as rounds.number
     rate = lr * p.factor**done * max(0.0, 1 - (step - done * length) / (p.horizon * length)) ** p.power
     warmup = round(p.warmup * steps)
     if step < warmup:
