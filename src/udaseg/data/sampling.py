@@ -272,7 +272,7 @@ def resized(picture: np.ndarray, factor: float) -> np.ndarray:
     """Image (H, W, 3) bilinear, label (H, W) nearest."""
     how = Image.Resampling.NEAREST if picture.ndim == 2 else Image.Resampling.BILINEAR
     size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
-    return np.asarray(Image.fromarray(picture).resize(size, how))
+    return np.array(Image.fromarray(picture).resize(size, how))  # a copy: torch wants to write
 
 
 def offset(rng: np.random.Generator, shape: tuple[int, ...], crop: Size) -> tuple[int, int]:
