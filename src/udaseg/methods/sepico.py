@@ -148,9 +148,7 @@ def check(p: Sepico, recipe: SelfTraining, where: str) -> None:
             f"{where}.source_view: found {recipe.source_view}; SePiCo's source anchors are strongly augmented: say strong"
         )
     if p.temperature <= 0 or p.width <= 0 or not p.domains:
-        raise UserError(
-            f"{where}.sepico: temperature and width must be above 0, domains source, target or both"
-        )
+        raise UserError(f"{where}.sepico: temperature and width must be above 0, domains source, target or both")
     if p.statistics.start > p.start:
         raise UserError(
             f"{where}.sepico: the loss starts at {p.start} of the run, before its statistics ({p.statistics.start}); "
