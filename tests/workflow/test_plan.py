@@ -123,7 +123,7 @@ def test_rules_depend_on_all_code_that_they_import(step: str, rule: str, finishe
     imported = finished.run(sys.executable, "-c", program).split()
     inputs = next(row["input-file(s)"] for row in finished.summary() if row["rule"] == rule).split(",")
     # Shared by all steps, but deciding no result: checked parameters (their values are named), files, messages.
-    free = {f"src/udaseg/{n}.py" for n in ("params", "checking", "artifacts", "errors", "data/labels")}
+    free = {f"src/udaseg/{n}.py" for n in ("params", "recipes", "checking", "artifacts", "errors", "data/labels")}
     for path in imported:
         name = Path(path).relative_to(finished.folder).as_posix()
         known = name in inputs or name in free or name.endswith("__init__.py")
