@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from udaseg.engine import runtime
-from udaseg.losses import bcl, cluda, pipa, plca, sepico
+from udaseg.losses import association, bcl, cluda, pipa, plca, sepico
 from udaseg.models import build_model
 from udaseg.params import Params
 
@@ -86,7 +86,7 @@ def bench_losses(p: Params, shrink: int = 1) -> str:
 
 
 def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> dict[str, float]:
-    """Seconds (best of two) and peak memory beyond the inputs, in MiB, of forward and backward; and the value."""
+    """Seconds (best of two) and peak memory beyond the inputs and their gradients, in MiB, of forward and backward; the value."""
 
     def once() -> Tensor:
         for x in inputs:
@@ -99,11 +99,11 @@ def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: tor
     seconds = timed(once, device)
     for x in inputs:
         x.grad = None
-    before = peak(device, reset=True)
+    before = peak(device, reset=True) + sum(x.numel() * x.element_size() for x in inputs)
     value = once()
     return {
         "seconds": round(seconds, 5),
-        "peak_mb": round((peak(device) - before) / MB, 1),
+        "peak_mb": round(max(0, peak(device) - before) / MB, 1),
         "value": value.item(),
     }
 
@@ -184,9 +184,9 @@ def bcl_contrast(g: torch.Generator, device: torch.device, shrink: int) -> Case:
 
 
 def plca_operands(g: torch.Generator, device: torch.device, shrink: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One pair of 92x92 grids with 2048 channels."""
+    """One pair of 92x92 grids with 2048 channels; unit vectors."""
     n, d = 92 * 92 // shrink, 2048
-    source, target = (randn(g, device, 1, n, d).relu_().requires_grad_() for _ in range(2))
+    source, target = (F.normalize(randn(g, device, 1, n, d).relu_(), dim=2).requires_grad_() for _ in range(2))
     return source, target, labels(g, device, 1, n), 2 * n * n * d
 
 
@@ -194,11 +194,11 @@ def plca_match(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     source, target, label, product = plca_operands(g, device, shrink)
 
     def ours(s: Tensor, t: Tensor) -> Tensor:
-        cycles = plca.feature_cycles(s, t, label, floor=1e-10, tile=256)
-        return cycles.total / cycles.kept.sum().clamp(min=1)
+        total, kept, *_ = association.match([s], [t], label, 1e-10, 256, False)
+        return total / kept.sum().clamp(min=1)
 
     def plain(s: Tensor, t: Tensor) -> Tensor:
-        similarity = F.normalize(s[0], dim=1) @ F.normalize(t[0], dim=1).T
+        similarity = s[0] @ t[0].T
         there = (similarity / similarity.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
         back = (similarity.T / similarity.T.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
         first, j = there.max(dim=1)
