@@ -6,8 +6,10 @@ times belong to the machine. Extra passes through the network are counted apart:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,16 +98,12 @@ def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: tor
             value.backward()
         return value.detach()
 
+    value = once().item()
     seconds = timed(once, device)
     for x in inputs:
         x.grad = None
-    before = peak(device, reset=True) + sum(x.numel() * x.element_size() for x in inputs)
-    value = once()
-    return {
-        "seconds": round(seconds, 5),
-        "peak_mb": round(max(0, peak(device) - before) / MB, 1),
-        "value": value.item(),
-    }
+    extra = peak_memory(once, device) - sum(x.numel() * x.element_size() for x in inputs)
+    return {"seconds": round(seconds, 5), "peak_mb": round(extra / MB, 1), "value": value}
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -119,17 +117,25 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return best
 
 
-def peak(device: torch.device, *, reset: bool = False) -> int:
-    """Largest memory in use in bytes; `reset` begins anew, from what is in use now."""
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that tensors take at a time during `work`, beyond those there before.
+
+    Tensors only: a process's resident size also holds what the C allocator keeps and what matrix products pack.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now the present resident size
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    with tempfile.NamedTemporaryFile(suffix=".json") as trace:
+        profile.export_chrome_trace(trace.name)
+        events = json.loads(Path(trace.name).read_bytes())["traceEvents"]
+    changes = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    return max(itertools.accumulate((e["args"]["Bytes"] for e in changes), initial=0))
 
 
 def counted(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
@@ -183,28 +189,39 @@ def bcl_contrast(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     return Case(ours, plain, (features, vectors))
 
 
-def plca_operands(g: torch.Generator, device: torch.device, shrink: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One pair of 92x92 grids with 2048 channels; unit vectors."""
-    n, d = 92 * 92 // shrink, 2048
-    source, target = (F.normalize(randn(g, device, 1, n, d).relu_(), dim=2).requires_grad_() for _ in range(2))
-    return source, target, labels(g, device, 1, n), 2 * n * n * d
+def plca_operands(
+    g: torch.Generator, device: torch.device, shrink: int, shape: tuple[int, int, int] = (1, 92 * 92, 2048)
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Unit vectors (pairs, positions, channels) of both domains, labels, and the operations of one product of theirs."""
+    b, n, d = shape[0], shape[1] // shrink, shape[2]
+    source, target = (F.normalize(randn(g, device, b, n, d).relu_(), dim=2).requires_grad_() for _ in range(2))
+    return source, target, labels(g, device, b, n), 2 * b * n * n * d
 
 
 def plca_match(g: torch.Generator, device: torch.device, shrink: int) -> Case:
-    source, target, label, product = plca_operands(g, device, shrink)
+    """DeepLab-V2 as published: one pair of 92x92 grids with 2048 channels."""
+    return plca_case(*plca_operands(g, device, shrink))
+
+
+def plca_match_daformer(g: torch.Generator, device: torch.device, shrink: int) -> Case:
+    """DAFormer: two pairs of 64x64 grids with 256 channels, of 512x512 crops."""
+    return plca_case(*plca_operands(g, device, shrink, (2, 64 * 64, 256)))
+
+
+def plca_case(source: Tensor, target: Tensor, label: Tensor, product: int) -> Case:
 
     def ours(s: Tensor, t: Tensor) -> Tensor:
         total, kept, *_ = association.match([s], [t], label, 1e-10, 256, False)
         return total / kept.sum().clamp(min=1)
 
     def plain(s: Tensor, t: Tensor) -> Tensor:
-        similarity = s[0] @ t[0].T
-        there = (similarity / similarity.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
-        back = (similarity.T / similarity.T.std(dim=1, keepdim=True).detach()).log_softmax(dim=1)
-        first, j = there.max(dim=1)
-        second, i = back[j].max(dim=1)
-        kept = label[0][i] == label[0]
-        return -(first + second)[kept].mean()
+        similarity = s @ t.mT
+        there = (similarity / similarity.std(dim=2, keepdim=True).detach()).log_softmax(dim=2)
+        back = (similarity.mT / similarity.mT.std(dim=2, keepdim=True).detach()).log_softmax(dim=2)
+        first, j = there.max(dim=2)
+        second, i = back.max(dim=2)
+        kept = label.gather(1, i.gather(1, j)) == label
+        return -(first + second.gather(1, j))[kept].mean()
 
     def products() -> None:
         """Scores forward and again backward, and the gradients of both sides."""
@@ -366,6 +383,7 @@ def cluda_single(g: torch.Generator, device: torch.device, shrink: int) -> Case:
 CASES: dict[str, Callable[[torch.Generator, torch.device, int], Case]] = {
     "bcl contrast": bcl_contrast,
     "plca matcher": plca_match,
+    "plca matcher, DAFormer": plca_match_daformer,
     "plca aggregation": plca_aggregation,
     "sepico statistics": sepico_statistics,
     "sepico proto": sepico_proto,

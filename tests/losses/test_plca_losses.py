@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from udaseg.bench_losses import peak_memory
 from udaseg.engine.optim import learning_rate
 from udaseg.losses.association import attention, match, temperatures
 from udaseg.losses.plca import (
@@ -578,19 +575,8 @@ def test_descent_closes_the_cycles() -> None:
     assert cycles.kept.all() and right[-1] > 0.98 and right[-1] > right[0]
 
 
-def peak_bytes(run: Callable[[], object], folder: Path) -> int:
-    """The most that `run` has allocated at a time, inside operators too."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        run()
-    measured.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    before = memory[0]["args"]["Total Allocated"] - memory[0]["args"]["Bytes"]
-    return int(max(e["args"]["Total Allocated"] for e in memory)) - before
-
-
 @pytest.mark.parametrize("level", LEVELS)
-def test_memory_of_a_few_tiles(level: str, tmp_path: Path) -> None:
+def test_memory_of_a_few_tiles(level: str) -> None:
     """Aggregation, association and their gradients; the dense form holds several whole matrices."""
     n, m, tile = 500, 400, 10
     source, target, label = random_pair(0, level, n, m)
@@ -600,8 +586,8 @@ def test_memory_of_a_few_tiles(level: str, tmp_path: Path) -> None:
 
     step()
     matrix = 8 * n * m
-    assert peak_bytes(step, tmp_path) < matrix / 3
-    assert peak_bytes(lambda: dense_scores(level, source, target, 0.5), tmp_path) > 3 * matrix
+    assert peak_memory(step, source.device) < matrix / 3
+    assert peak_memory(lambda: dense_scores(level, source, target, 0.5), source.device) > 3 * matrix
 
 
 def test_compile_and_operators() -> None:
