@@ -32,7 +32,8 @@ demo: $(VENV)/installed
 	@cd demo && export PATH="$(BIN):$$PATH" PYTHONPATH="$$PWD/src" && \
 	  snakemake --cores all && python -m udaseg record && \
 	  echo && cat results/streets/summary.md && echo && \
-	  echo "scores: demo/results/streets/   pictures: demo/figures/streets/"
+	  echo "report: demo/results/streets/report.html (open it in a browser)" && \
+  echo "scores: demo/results/streets/   figures: demo/figures/streets/"
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .

@@ -15,6 +15,9 @@ min_version("9.27")
 configfile: "params.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 try:
     P = plan.load(config)
     # jobs on a cluster read this file too, while others are being recorded
@@ -31,6 +34,7 @@ wildcard_constraints:
     benchmark="|".join(P.benchmarks),
     method="|".join(P.methods),
     seed=r"\d+",
+    figure="|".join(plan.FIGURES),
 
 
 # A stop signal is for the training, which saves its state; the shell waits for it, and what it says still reaches log and
@@ -53,4 +57,6 @@ rule all:
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/report.smk"

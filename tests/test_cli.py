@@ -32,7 +32,10 @@ def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture
 
 def test_steps_that_need_no_network_import_none() -> None:
     """torch, timm, Snakemake and DVC take seconds to import, in every job."""
-    modules = "cli params artifacts data.prepare data.prepared evaluation.compare evaluation.pictures workflow.bridges workflow.lease"
+    modules = (
+        "cli params artifacts data.prepare data.prepared evaluation.compare figures.draw report.report workflow.bridges "
+        "workflow.lease workflow.publish doctor deploy.target"
+    )
     code = (
         f"import sys; [__import__('udaseg.' + m) for m in '{modules}'.split()]; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'torchvision', 'timm', 'snakemake', 'dvc'}))"

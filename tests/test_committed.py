@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from tiny_project import ROOT
 from udaseg import params
+from udaseg.evaluation import compare
 
 REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
 
@@ -45,16 +47,18 @@ def test_readme_shows_the_committed_demo_table() -> None:
     assert heading == "# streets" and block("demo table") == table.strip()
 
 
-def test_readme_numbers_are_the_reference_results() -> None:
-    """Rows `| benchmark | method | mIoU ... |`: each number is that of the named runs."""
-    rows = re.findall(r"^\| (\w+) \| ([\w-]+) \| ([\d., ]+) \|", block("results"), re.M)
-    assert len(rows) >= 6
-    for benchmark, method, numbers in rows:
-        found = [
-            json.loads((folder / "metrics.json").read_text())["miou"]
-            for folder in sorted((ROOT / "results/reference" / benchmark / method).glob("seed*"))
-        ]
-        assert [f"{value:.1f}" for value in found] == numbers.replace(" ", "").split(","), (benchmark, method)
+@pytest.mark.parametrize("folder", sorted((ROOT / "results/reference").iterdir()), ids=lambda p: p.name)
+def test_reference_summaries_and_the_readme_show_the_reference_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "results/reference" / folder.name
+    shutil.copytree(folder, copy)
+    compare.compare_benchmark(params.load(ROOT / "params.yaml"), folder.name, reference=True)
+    for name in ("summary.json", "summary.csv", "summary.md"):
+        text = (folder / name).read_text()
+        assert text == (copy / name).read_text(), f"{folder / name}: run `udaseg compare --reference` again"
+    assert block(f"reference {folder.name}") == text.split("\n", 1)[1].strip()
 
 
 def test_every_dependency_is_pinned() -> None:

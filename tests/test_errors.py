@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +20,14 @@ from PIL import Image
 from tiny_project import ROOT, Project
 from udaseg import cli
 from udaseg.artifacts import run_lock
+from udaseg.models import load_model_file, save_model
 
 TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
 CASES: dict[str, Callable[[Project, pytest.MonkeyPatch], list[str]]] = {}
 METHODS = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 TRAIN = ["train", "--benchmark", "streets", "--method", "self_training"]
 EVALUATE = ["evaluate", "--benchmark", "streets", "--method", "self_training"]
+ANALYSE = ["analyse", "--benchmark", "streets", "--method", "self_training"]
 
 
 def case(
@@ -331,6 +335,201 @@ def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> l
     (folder / "metrics.json").write_text("{}")
     (folder / "history.csv").write_text("step\n")
     return ["import-run", str(folder), "--reference"]
+
+
+@case
+def report_not_compared(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["report", "--benchmark", "streets"]
+
+
+@case
+def report_of_a_damaged_summary(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "results/streets").mkdir(parents=True)
+    (project.folder / "results/streets/summary.json").write_text('{"methods": {')
+    return ["report", "--benchmark", "streets"]
+
+
+@case
+def report_of_other_methods(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "results/streets").mkdir(parents=True)
+    (project.folder / "results/streets/summary.json").write_text('{"methods": {"oracle": {}}, "seeds": [0]}')
+    return ["report", "--benchmark", "streets"]
+
+
+@case
+def analysis_numbers(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("analysis/per_class", 3)
+    return ANALYSE
+
+
+@case
+def nothing_to_analyse(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ANALYSE
+
+
+@case
+def too_few_pure_cells(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    assert cli.main(TRAIN) == 0
+    project.set("analysis/per_class", 10_000)
+    project.set("analysis/least", 10_000)
+    return ANALYSE
+
+
+@case
+def nothing_labelled_to_analyse(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("benchmarks/streets/evaluate", [])
+    assert cli.main(TRAIN) == 0
+    return ANALYSE
+
+
+@case
+def features_of_a_diverged_run(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    assert cli.main(TRAIN) == 0
+    path = project.folder / "results/streets/self_training/seed0/model.safetensors"
+    state, header = load_model_file(path)
+    save_model(
+        path,
+        {name: value * float("nan") if value.is_floating_point() else value for name, value in state.items()},
+        header,
+    )
+    return ANALYSE
+
+
+@case
+def figure_without_features(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["figure", "tsne", "--benchmark", "streets"]
+
+
+@case
+def figure_of_a_damaged_table(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = project.folder / "results/streets/source_only/seed0/images.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("image,miou,pixel_accuracy\n")
+    return ["figure", "qualitative", "--benchmark", "streets"]
+
+
+@case
+def figure_of_other_runs(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = project.folder / "results/streets/summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"methods": {"oracle": {}}, "seeds": [0]}')
+    return ["figure", "gain", "--benchmark", "streets"]
+
+
+@case
+def target_name_taken(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["new-target", "data", "--name", "streets_game"]
+
+
+@case
+def target_without_photographs(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (own_folder(project) / "images/c.jpg").write_text("no image")
+    return ["new-target", "mine/images", "--name", "photographs"]
+
+
+@case
+def target_too_small(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "small").mkdir()
+    Image.new("RGB", (8, 8)).save(project.folder / "small/a.png")
+    return ["new-target", "small", "--name", "small"]
+
+
+@case
+def target_with_another_layout(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "large").mkdir()
+    Image.new("RGB", (128, 64)).save(project.folder / "large/a.png")
+    (project.folder / "params.yaml").write_text(yaml.safe_dump(project.raw, default_flow_style=True))
+    return ["new-target", "large", "--name", "large"]
+
+
+@case
+def tensorboard_missing(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("run/tensorboard", True)
+    patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    return TRAIN
+
+
+@case
+def publish_uncommitted(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    subprocess.run(["git", "init", "--quiet"], cwd=project.folder, check=True)
+    (project.folder / "results").mkdir()
+    (project.folder / "results/note.txt").touch()
+    return ["publish-methods"]
+
+
+def photos(project: Project, *names: str) -> None:
+    for name in names:
+        path = project.folder / "photos" / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 8)).save(path)
+
+
+def trained(project: Project) -> str:
+    scratch(project)
+    assert cli.main(TRAIN) == 0
+    return "results/streets/self_training/seed0/model.safetensors"
+
+
+@case
+def predict_model_not_ours(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    save_model(project.folder / "foreign.safetensors", {}, {"format": "pt"})
+    return ["predict", "foreign.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def predict_model_of_an_older_version(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    header = {"benchmark": "streets", "method": "oracle", "seed": "0", "params_hash": "", "classes": "road,car"}
+    save_model(project.folder / "old.safetensors", {}, header)
+    return ["predict", "old.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def predict_no_image(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "photos").mkdir()
+    return ["predict", "model.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def predict_two_images_for_one_result(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png", "a.jpg")
+    return ["predict", "model.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def predict_into_the_images(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    return ["predict", "model.safetensors", "photos", "--out", "photos"]
+
+
+@case
+def predict_not_an_image(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    (project.folder / "photos/b.jpg").write_text("no image")
+    return ["predict", trained(project), "photos", "--out", "labels"]
+
+
+@case
+def export_without_its_packages(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    patch.setitem(sys.modules, "onnxruntime", None)
+    return ["export", "model.safetensors"]
+
+
+@case
+def submit_other_classes(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/classes", "cityscapes16")
+    return ["submit", trained(project), "photos", "--server", "dark_zurich", "--out", "out.zip"]
+
+
+@case
+def submit_incomplete(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    return ["submit", trained(project), "photos", "--server", "cityscapes", "--out", "out.zip"]
 
 
 def test_every_row_is_provoked() -> None:

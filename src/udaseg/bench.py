@@ -22,7 +22,7 @@ from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
-from udaseg.params import Run, check, uses
+from udaseg.params import Run, Use, check, uses
 
 WARMUP = 3
 
@@ -75,7 +75,8 @@ def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
         loop.step = 0
         result["host_waits_per_step"] = host_waits(lambda: loop.advance(synthetic))
     result["peak_memory_mb"] = runtime.peak_memory_mb(device)
-    result["evaluation"] = evaluation(run, method.student, steps, device)
+    scored = next((use for use in uses(run.benchmark) if use.role == "evaluate"), None)
+    result["evaluation"] = scored and evaluation(run, scored, method.student, steps, device)
     return result
 
 
@@ -112,10 +113,9 @@ def host_waits(step: Any) -> int:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def evaluation(run: Run, student: Segmenter, images: int, device: torch.device) -> dict[str, float]:
+def evaluation(run: Run, use: Use, student: Segmenter, images: int, device: torch.device) -> dict[str, float]:
     from udaseg.evaluation.evaluate import score_images
 
-    use = next(use for use in uses(run.benchmark) if use.role == "evaluate")
     prepared = find(run.benchmark_name, use)
     samples = prepared.samples(use.split)[:images]
     student.eval()

@@ -16,6 +16,7 @@ from pathlib import Path
 from udaseg import __version__
 from udaseg.checking import lookup
 from udaseg.errors import Interrupted, UserError
+from udaseg.figures import NAMES as FIGURES
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
@@ -95,15 +96,40 @@ def evaluate(args: argparse.Namespace) -> None:
     print(step.evaluate_run(run))
 
 
+def analyse(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.analysis import analyse as step
+
+    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
+    print(step.analyse_run(run))
+
+
 def compare(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.evaluation import compare as step
-    from udaseg.evaluation import pictures
 
     p = params.load(args.params)
     lookup(p.benchmarks, args.benchmark, "benchmark")
-    print(step.compare_benchmark(p, args.benchmark))
-    print(pictures.side_by_side(p, args.benchmark))
+    print(step.compare_benchmark(p, args.benchmark, reference=args.reference))
+
+
+def figure(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.figures import draw
+
+    p = params.load(args.params)
+    lookup(p.benchmarks, args.benchmark, "benchmark")
+    for name in [args.name] if args.name else FIGURES:
+        print(draw.draw(p, args.benchmark, name))
+
+
+def report(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.report import report as step
+
+    p = params.load(args.params)
+    lookup(p.benchmarks, args.benchmark, "benchmark")
+    print(step.write_report(p, args.benchmark))
 
 
 def select(args: argparse.Namespace) -> None:
@@ -147,7 +173,49 @@ def import_run(args: argparse.Namespace) -> None:
     print(bridges.import_run(params.load(args.params), Path(args.folder), reference=args.reference))
 
 
+def publish_methods(args: argparse.Namespace) -> None:
+    from udaseg.workflow import publish
+
+    print(publish.publish_methods(args.methods))
+
+
 # --- for people -----------------------------------------------------------------------------------------------------
+
+
+def predict(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.deploy import predict as step
+
+    size = params.Size.parse(args.size, "--size") if args.size else None
+    images = [Path(name) for name in args.images]
+    options = {"size": size, "probabilities": args.probabilities, "device": args.device}
+    print(step.predict(Path(args.model), images, Path(args.out), **options))
+
+
+def export(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.deploy import export as step
+
+    size = params.Size.parse(args.size, "--size") if args.size else None
+    print(step.export(Path(args.model), Path(args.out) if args.out else None, size=size))
+
+
+def submit(args: argparse.Namespace) -> None:
+    from udaseg.deploy import submit as step
+
+    print(step.submit(Path(args.model), Path(args.images), args.server, Path(args.out), device=args.device))
+
+
+def new_target(args: argparse.Namespace) -> None:
+    from udaseg.deploy import target as step
+
+    print(step.new_target(Path(args.params), Path(args.folder), name=args.name, like=args.like))
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from udaseg import doctor as step
+
+    return step.doctor(Path(args.params))
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -227,6 +295,14 @@ def make_parser() -> argparse.ArgumentParser:
             "--benchmark streets --method oracle",
         )
     )
+    with_run(
+        add(
+            "analyse",
+            analyse,
+            "Sample pixel features of both domains; t-SNE and measures of compactness.",
+            "--benchmark streets --method sepico",
+        )
+    )
     sub = with_params(
         add(
             "compare",
@@ -235,6 +311,12 @@ def make_parser() -> argparse.ArgumentParser:
             "--benchmark streets",
         )
     )
+    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
+    sub = with_params(add("figure", figure, "Draw one figure of a benchmark, or all.", "tsne --benchmark streets"))
+    sub.add_argument("name", nargs="?", choices=FIGURES, metavar="NAME", help=f"one of {', '.join(FIGURES)}")
+    sub.add_argument("--benchmark", required=True)
+    sub = with_params(add("report", report, "Write the benchmark's page: one HTML file.", "--benchmark streets"))
     sub.add_argument("--benchmark", required=True)
     with_params(add("select", select, "Copy the scores of the selected method to results/selected/.", ""))
 
@@ -261,6 +343,54 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("folder")
     sub.add_argument("--reference", action="store_true", help="into results/reference/ (committed), not results/")
+
+    sub = add(
+        "publish-methods",
+        publish_methods,
+        "One revision for each method, for `dvc metrics diff METHOD METHOD`.",
+        "self_training sepico",
+    )
+    sub.add_argument("methods", nargs="*", metavar="METHOD", help="default: all of run.methods")
+
+    sub = add(
+        "predict",
+        predict,
+        "Label images with a trained model: class ids, colours, overlays.",
+        "model.safetensors photos/ --out labels",
+    )
+    sub.add_argument("model", help="a model.safetensors of this program")
+    sub.add_argument("images", nargs="+", help="images, or folders of them")
+    sub.add_argument("--out", required=True, help="folder for the results")
+    sub.add_argument("--size", help="size at which the network looks, as 512x256 (default: as in training)")
+    sub.add_argument("--probabilities", action="store_true", help="also write the probabilities of all classes (.npy)")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sub = add("export", export, "Write a model as torch.export and ONNX programs.", "model.safetensors --out exported")
+    sub.add_argument("model", help="a model.safetensors of this program")
+    sub.add_argument("--out", help="folder for the programs (default: beside the model)")
+    sub.add_argument("--size", help="of the input, as 512x256 (default: as in training)")
+    sub = add(
+        "submit",
+        submit,
+        "Label the test images of a benchmark server and pack them as it wants them.",
+        "model.safetensors data/raw/cityscapes/leftImg8bit/test --server cityscapes --out submission.zip",
+    )
+    sub.add_argument("model", help="a model.safetensors of this program")
+    sub.add_argument("images", help="folder with the test images")
+    sub.add_argument("--server", required=True, choices=("cityscapes", "dark_zurich"))
+    sub.add_argument("--out", required=True, help="the archive to write (.zip)")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sub = with_params(
+        add(
+            "new-target",
+            new_target,
+            "Make a folder of unlabelled photographs a benchmark in params.yaml.",
+            "path/to/photographs --name mine",
+        )
+    )
+    sub.add_argument("folder", help="with photographs, at any depth")
+    sub.add_argument("--name", required=True, help="of the new data set and benchmark")
+    sub.add_argument("--like", default="streets", help="benchmark whose source, classes and model to take over")
+    with_params(add("doctor", doctor, "Look over machine, data, weights and workflow; say what to do next.", ""))
 
     sub = add(
         "bench",

@@ -56,12 +56,32 @@ class RunBlock:
     workers: int
     gpus_per_run: int
     device: Literal["auto", "cpu", "cuda"]
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
 class Select:
     benchmark: str
     method: str
+
+
+@dataclass(frozen=True)
+class Tsne:
+    per_class: int  # cells of a class in each domain
+    perplexity: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How `udaseg analyse` samples and measures features: docs/analysis.md."""
+
+    seed: int
+    images: int  # of each domain at most
+    per_class: int  # cells of a class in each domain at most
+    least: int  # a class with fewer in a domain is left out
+    neighbours: int  # of the k-NN classifier
+    tsne: Tsne
 
 
 @dataclass(frozen=True)
@@ -186,6 +206,7 @@ class Benchmark:
 class Params:
     run: RunBlock
     select: Select
+    analysis: Analysis
     datasets: dict[str, Dataset]
     benchmarks: dict[str, Benchmark]
     methods: dict[str, Recipe]
@@ -471,3 +492,13 @@ def check_names(params: Params) -> None:
         raise UserError(f"params.yaml: run.seeds: found {list(params.run.seeds)}, expected 0 or more")
     if min(params.run.threads, 1 + params.run.workers, 1 + params.run.gpus_per_run) < 1:
         raise UserError("params.yaml: run: threads must be at least 1, workers and gpus_per_run at least 0")
+    check_analysis(params.analysis)
+
+
+def check_analysis(p: Analysis) -> None:
+    counts = (p.images, p.neighbours, p.tsne.per_class, p.tsne.iterations, p.least - 1, p.seed + 1)
+    if min(counts) < 1 or p.per_class < p.least or p.tsne.perplexity <= 0:
+        raise UserError(
+            "params.yaml: analysis: images, neighbours, tsne.per_class and tsne.iterations must be at least 1, least at "
+            "least 2, per_class at least `least`, seed at least 0 and tsne.perplexity above 0"
+        )

@@ -143,13 +143,31 @@ def test_quantiles_of_student() -> None:
         assert compare.quantile(freedom) == pytest.approx(value, abs=1e-6)
 
 
+def test_twins_are_paired(make_params: MakeParams) -> None:
+    for seed, (contrast, off) in enumerate([(42.0, 40.0), (44.0, 41.0)]):
+        put("self_training", seed, contrast)
+        put("self_training-off", seed, off)
+    home = Path("results/reference/streets")
+    home.parent.mkdir()
+    FOLDER.rename(home)
+    p = make_params(methods=["source_only", "self_training"])
+    p.methods["self_training-off"] = p.methods["self_training"]
+    text = compare.compare_benchmark(p, "streets", reference=True)
+    assert "| +2.50 [-3.85, +8.85] |" in text and "without contrast" in text
+    methods = json.loads((home / "summary.json").read_text())["methods"]
+    assert list(methods) == ["self_training", "self_training-off"], "what lies there, not what is to run"
+    assert methods["self_training"]["over_off"]["mean"] == 2.5 and methods["self_training-off"]["over_off"] is None
+    with pytest.raises(UserError, match=r"results/reference/camvid: found no results, .*import-run"):
+        compare.compare_benchmark(make_params(), "camvid", reference=True)
+
+
 def test_select(make_params: MakeParams) -> None:
     p = make_params(seeds=[2, 0])
     run = FOLDER / "self_training" / "seed2"
     put("self_training", 2, 41.0)
     with pytest.raises(UserError, match=r"history.csv: not found; run `udaseg train .*--seed 2` first"):
         compare.select(p)
-    for name in ("history.csv", "confusion.csv"):
+    for name in ("history.csv", "analysis.json", "confusion.csv"):
         write_text(run / name, f"{name}\n")
     with pytest.raises(UserError, match=r"iou.json: not found; run `udaseg evaluate .*--seed 2` first"):
         compare.select(p)

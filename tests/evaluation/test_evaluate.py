@@ -113,7 +113,7 @@ def test_scores_of_student_and_teacher(make_params: MakeParams, data: dict[str, 
 def test_equal_runs_give_equal_files(make_params: MakeParams, data: dict[str, FakePrepared]) -> None:
     run = make_params().resolve("streets", "oracle", 0)
     save(run, Tiny(0))
-    names = ("metrics.json", "iou.json", "confusion.csv")
+    names = ("metrics.json", "iou.json", "confusion.csv", "images.csv", "predictions.zip")
     evaluate.evaluate_run(run)
     first = [(run.folder / name).read_bytes() for name in names]
     evaluate.evaluate_run(run)

@@ -19,8 +19,14 @@ from typing import Any
 import psutil
 import yaml
 
+from udaseg.figures import NAMES as FIGURES
+
 ROOT = Path(__file__).parents[2]
 TRAINED = "results/streets/self_training/seed0"
+# jobs by rule: all of them, and what runs after a change of the selected method
+EVERYTHING = {"prepare": 1, "pretrain": 1, "train": 2, "evaluate": 2, "analyse": 2, "compare": 1, "select": 1}
+EVERYTHING |= {"figure": len(FIGURES), "report": 1}
+ONE_METHOD = {"train": 1, "evaluate": 1, "analyse": 1, "compare": 1, "figure": len(FIGURES), "report": 1, "select": 1}
 RESTART = "results/.restart/streets/self_training/seed0"
 
 

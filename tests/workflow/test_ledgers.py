@@ -6,9 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-from repository import TRAINED, Repository, stages_run
+from repository import EVERYTHING, ONE_METHOD, TRAINED, Repository, stages_run
 
-ONE_METHOD = {"train": 1, "evaluate": 1, "compare": 1, "select": 1}  # the selected method changed
+from udaseg import params
+from udaseg.figures import NAMES as FIGURES
+from udaseg.workflow import plan
+
+DRAWN = {f"figure@streets-{name}" for name in FIGURES} | {"report@streets"}
 
 
 def clone(repository: Repository, folder: Path) -> Repository:
@@ -30,10 +34,10 @@ def test_i_5_nothing_to_do_after_snakemake(finished: Repository) -> None:
 
 
 def test_i_6_nothing_to_do_after_dvc(fresh: Repository) -> None:
-    assert len(stages_run(fresh.dvc("repro"))) == 8
+    assert len(stages_run(fresh.dvc("repro"))) == sum(EVERYTHING.values())
     assert fresh.planned() == {}
     assert stages_run(fresh.dvc("repro")) == []
-    kept = {"metrics.json", "summary.json", "summary.csv", "summary.md", "iou.json", "confusion.csv", "history.csv"}
+    kept = {"metrics.json", "analysis.json", "summary.json", "summary.csv", "summary.md", *plan.SELECTED}
     changed = [line[3:] for line in fresh.git("status", "--porcelain", "--untracked-files=all").splitlines()]
     assert {Path(path).name for path in changed} == {*kept, "dvc.lock"}
     cached = [path for path in changed if path.endswith(("iou.json", "confusion.csv", "history.csv"))]
@@ -62,9 +66,8 @@ def test_i_8_fresh_clone(finished: Repository, tmp_path: Path) -> None:
 def test_i_8b_partial_records(finished: Repository, tmp_path: Path) -> None:
     copy = clone(finished, tmp_path)
     copy.set("methods/self_training/source_view", "strong")
-    assert stages_run(copy.dvc("repro")) == [
-        *("train@streets-self_training-0", "evaluate@streets-self_training-0", "compare@streets", "select")
-    ]
+    method = {f"{step}@streets-self_training-0" for step in ("train", "evaluate", "analyse")}
+    assert set(stages_run(copy.dvc("repro"))) == {*method, "compare@streets", "select", *DRAWN}
     assert "udaseg sync" in copy.snakemake("-n", expect=1)
     copy.udaseg("sync")
     assert copy.planned() == {}
@@ -75,24 +78,24 @@ def test_a_clone_without_a_remote_plans_everything_anew(finished: Repository, tm
     finished.git("clone", "--quiet", str(finished.folder), str(tmp_path / "clone"))
     copy = Repository(tmp_path / "clone")
     assert (copy / f"{TRAINED}/metrics.json").exists()
-    everything = {"prepare": 1, "pretrain": 1, "train": 2, "evaluate": 2, "compare": 1, "select": 1}
-    assert copy.planned() == everything
+    assert copy.planned() == EVERYTHING
     assert "sync" not in copy.snakemake("-n")
 
 
 def test_i_9_one_method_only(finished: Repository) -> None:
     finished.set("methods/self_training/threshold", 0.9)
-    assert finished.stale() == {"train@streets-self_training-0"}
+    assert finished.stale() == {"train@streets-self_training-0", "report@streets"}
     assert finished.planned() == ONE_METHOD
 
 
 def test_i_10_add_and_remove_a_method(finished: Repository) -> None:
     finished.set("run/methods", ["source_only", "self_training", "oracle"])
-    assert finished.planned() == {"train": 1, "evaluate": 1, "compare": 1}
-    assert finished.stale() == {"train@streets-oracle-0", "evaluate@streets-oracle-0", "compare@streets"}
+    assert finished.planned() == {name: n for name, n in ONE_METHOD.items() if name != "select"}
+    method = {f"{step}@streets-oracle-0" for step in ("train", "evaluate", "analyse")}
+    assert finished.stale() == {*method, "compare@streets", *DRAWN}
     finished.set("run/methods", ["self_training"])
-    assert finished.planned() == {"compare": 1}
-    assert finished.stale() == {"compare@streets"}
+    assert finished.planned() == {"compare": 1, "figure": len(FIGURES), "report": 1}
+    assert finished.stale() == {"compare@streets", *DRAWN}
 
 
 def test_a_code_change_reaches_both(finished: Repository) -> None:
@@ -101,10 +104,10 @@ def test_a_code_change_reaches_both(finished: Repository) -> None:
     finished.dvc("status", "--quiet")
     with (finished / "src/udaseg/evaluation/compare.py").open("a") as handle:
         handle.write("# harmless\n")
-    assert finished.planned() == {"evaluate": 2, "compare": 1, "select": 1}
-    assert finished.stale() == {
-        *("evaluate@streets-source_only-0", "evaluate@streets-self_training-0", "compare@streets", "select")
-    }
+    drawn = {"figure": len(FIGURES), "report": 1}
+    assert finished.planned() == {"evaluate": 2, "analyse": 2, "compare": 1, "select": 1, **drawn}
+    methods = {f"{step}@streets-{m}-0" for step in ("evaluate", "analyse") for m in ("source_only", "self_training")}
+    assert finished.stale() == {*methods, "compare@streets", "select", *DRAWN}
     # how to accept it (docs/workflow.md)
     finished.snakemake("--touch", "--forceall")
     finished.udaseg("record")
@@ -142,12 +145,8 @@ def test_guard_stops_at_results_of_unknown_origin_alone(finished: Repository) ->
     shutil.rmtree(finished / ".snakemake/metadata")
     assert "has no record of" in finished.snakemake("-n", expect=1)
     assert "has no record of" not in finished.snakemake("--unlock")
-    shutil.rmtree(finished / "data")
-    for name in ("model.safetensors", "history.csv", "confusion.csv", "iou.json", "examples.png"):
-        for path in finished.folder.glob(f"results/streets/*/seed0/{name}"):
-            path.unlink()
-    shutil.rmtree(finished / "results/.compared")
-    shutil.rmtree(finished / "figures")
+    for path in plan.cached(params.load(finished / "params.yaml")):
+        (finished / path).unlink(missing_ok=True)
     assert finished.planned()["train"] == 2  # scores from git alone are not strange
 
 

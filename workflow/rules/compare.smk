@@ -5,20 +5,17 @@ localrules:
 
 rule compare:
     input:
-        metrics=lambda wc: [
-            f"{run.folder}/metrics.json" for run in plan.runs(P, wc.benchmark)
-        ],
-        examples=lambda wc: [
-            f"{run.folder}/examples.png"
-            for run in plan.runs(P, wc.benchmark)
-            if run.seed == P.run.seeds[0]
-        ],
-        code=plan.code("evaluation", "data/labels.py", "data/prepared.py"),
+        runs=lambda wc: plan.of_runs(P, wc.benchmark, plan.COMPARED),
+        code=plan.code("evaluation", "data/labels.py"),
     output:
-        json="results/{benchmark}/summary.json",
-        csv="results/{benchmark}/summary.csv",
-        md="results/{benchmark}/summary.md",
-        examples="figures/{benchmark}/examples.png",
+        report(
+            "results/{benchmark}/summary.csv",
+            caption="../report/summary.rst",
+            category="{benchmark}",
+            subcategory="Tables",
+            labels={"table": "methods"},
+        ),
+        multiext("results/{benchmark}/summary", ".json", ".md"),
     log:
         "logs/compare/{benchmark}.log",
     benchmark:
@@ -43,16 +40,10 @@ rule compare:
 
 rule select:
     input:
-        run=[
-            f"{plan.selected(P).folder}/{name}"
-            for name in ("metrics.json", "iou.json", "confusion.csv", "history.csv")
-        ],
+        run=[f"{plan.selected(P).folder}/{name}" for name in plan.SELECTED],
         code=plan.code("evaluation"),
     output:
-        metrics="results/selected/metrics.json",
-        iou="results/selected/iou.json",
-        confusion="results/selected/confusion.csv",
-        history="results/selected/history.csv",
+        multiext("results/selected/", *plan.SELECTED),
     log:
         "logs/select.log",
     benchmark:

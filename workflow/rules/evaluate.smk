@@ -2,6 +2,7 @@ rule evaluate:
     input:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
+        history="results/{benchmark}/{method}/seed{seed}/history.csv",  # copied along
         code=plan.code(
             "data",
             "models",
@@ -12,13 +13,11 @@ rule evaluate:
             "ranks.py",
         ),
     output:
-        metrics="results/{benchmark}/{method}/seed{seed}/metrics.json",
-        confusion="results/{benchmark}/{method}/seed{seed}/confusion.csv",
-        iou="results/{benchmark}/{method}/seed{seed}/iou.json",
-        examples="results/{benchmark}/{method}/seed{seed}/examples.png",
-        # DVC can say "the scores of all methods" only as a folder, which may hold nothing else: a copy of each lies there.
+        multiext(
+            "results/{benchmark}/{method}/seed{seed}/", "metrics.json", *plan.EVALUATED
+        ),
         compared=multiext(
-            "results/.compared/{benchmark}/{method}-seed{seed}", ".json", ".png"
+            "results/.compared/{benchmark}/{method}-seed{seed}/", *plan.COMPARED
         ),
     log:
         "logs/evaluate/{benchmark}/{method}/seed{seed}.log",
@@ -45,4 +44,5 @@ rule evaluate:
         "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate --benchmark {wildcards.benchmark} "
         "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
         "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; "
-        "cp {output.metrics} {output.compared[0]}; cp {output.examples} {output.compared[1]}"
+        "for copy in {output.compared}; do "
+        "cp results/{wildcards.benchmark}/{wildcards.method}/seed{wildcards.seed}/$(basename $copy) $copy; done"

@@ -16,7 +16,7 @@ rule prepare:
     params:
         values=lambda wc: plan.values(
             P,
-            "datasets",
+            *plan.datasets(P, wc.benchmark),
             f"benchmarks.{wc.benchmark}.source",
             f"benchmarks.{wc.benchmark}.target",
             f"benchmarks.{wc.benchmark}.evaluate",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import logging
 import shutil
 import sys
@@ -122,6 +124,10 @@ def write_results(
         "params_hash": run.hash,
         "code_hash": fingerprint["code"],
         "classes": ",".join(run.classes.names),
+        # what deploy/models.py needs to use the weights without a params.yaml
+        "colours": json.dumps(run.classes.colours),
+        "model": json.dumps(dataclasses.asdict(run.benchmark.model), sort_keys=True),
+        "size": str(run.benchmark.size.target),
     }
     state = {p + k: v for p, module in method.scored().items() for k, v in module.state_dict().items()}
     save_model(folder / "model.safetensors", state, header)

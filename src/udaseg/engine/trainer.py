@@ -21,6 +21,7 @@ from udaseg.artifacts import run_lock
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, rounds, runtime
+from udaseg.engine.curves import LOGS, Curves
 from udaseg.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from udaseg.engine.results import adopt, fingerprint_of, is_done, write_results
 from udaseg.errors import Interrupted, UserError
@@ -67,6 +68,8 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
     method = build(run, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
     loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    if run.params.run.tensorboard and ranks.rank() == 0:
+        loop.curves = Curves(LOGS.joinpath(*folder.parts[1:]), loop.step)
     with runtime.stop_requests() as request:
         loop.fit(request)
     if ranks.rank() == 0:
@@ -132,6 +135,7 @@ class Loop:
         # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
         self.broken = torch.zeros((), device=device)
         self.labels = ""  # hash of the round's labels of the target, where the method labels in rounds
+        self.curves: Curves | None = None
         if device.type == "cuda":
             optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # read by the fused optimizers, on the device
         if state := checkpoint.load(restart, fingerprint):
@@ -259,17 +263,20 @@ class Loop:
         means = dict(zip(names, values.tolist(), strict=True))
         self.history.append({"step": self.step, "learning_rate": self.rate, **means})
         self.sums = {}
+        if self.curves:
+            self.curves.add(self.history[-1], speed)
         if ranks.rank() == 0:
             left = (self.p.steps - self.step) * self.p.batch / speed
-            text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
             log.info(
-                "step %d/%d  %s  %.1f images/s  %d MB  %s left",
+                "step %*d/%d  %s, %s left  %.1f images/s  %d MB  %s",
+                len(str(self.p.steps)),
                 self.step,
                 self.p.steps,
-                text,
+                duration(self.seconds),
+                duration(left),
                 speed,
                 runtime.peak_memory_mb(self.device),
-                duration(left),
+                "  ".join(f"{name} {value:.4f}" for name, value in means.items()),
             )
 
     def save(self) -> None:

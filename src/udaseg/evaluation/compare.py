@@ -21,42 +21,65 @@ from udaseg.params import Params, Run
 
 REFERENCE = "self_training"
 SELECTED = Path("results/selected")
+REFERENCES = Path("results/reference")
 Scores = dict[int, dict[str, Any]]  # seed -> metrics.json
 
 
-def compare_benchmark(p: Params, benchmark: str) -> str:
+def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> str:
     """Write results/<benchmark>/summary.{json,csv,md} from every method and seed of `run`.
+
+    Args:
+        p: the parameters.
+        benchmark: its name.
+        reference: below results/reference/ instead, from the methods and seeds that lie there.
 
     Returns:
         The text of summary.md.
 
     Raises:
-        UserError: scores of a method and seed are missing or damaged.
+        UserError: scores of a method and seed are missing or damaged; no reference results.
     """
-    runs = [[p.resolve(benchmark, method, seed) for seed in p.run.seeds] for method in p.run.methods]
-    scores = {group[0].method_name: {run.seed: read_metrics(run) for run in group} for group in runs}
-    reference = scores.get(REFERENCE)
+    home = REFERENCES / benchmark if reference else Path("results") / benchmark
+    seeds = seeds_below(p, home) if reference else {method: p.run.seeds for method in p.run.methods}
+    if not seeds:
+        raise UserError(f"{home}: found no results, expected some; `udaseg import-run RUN --reference` puts them there")
+    scores = {
+        method: {seed: read_metrics(home, p.resolve(benchmark, method, seed)) for seed in numbers}
+        for method, numbers in seeds.items()
+    }
+    base = scores.get(REFERENCE)
     summary = {
         "benchmark": benchmark,
         "protocol": p.run.protocol,
-        "seeds": list(p.run.seeds),
-        "reference": REFERENCE if reference else None,
+        "seeds": sorted({seed for numbers in seeds.values() for seed in numbers}),
+        "reference": REFERENCE if base else None,
         "methods": {
-            method: summarise(seeds, None if method == REFERENCE else reference)
+            method: summarise(metrics, None if method == REFERENCE else base)
+            | {"over_off": paired(metrics, scores.get(twin(method)))}
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
-            for method, seeds in scores.items()
+            for method, metrics in scores.items()
         },
     }
-    folder = Path("results") / benchmark
     text = tables.markdown(summary, p)
-    write_json(folder / "summary.json", summary)
-    write_text(folder / "summary.csv", as_csv(summary))
-    write_text(folder / "summary.md", text)
+    write_json(home / "summary.json", summary)
+    write_text(home / "summary.csv", as_csv(summary))
+    write_text(home / "summary.md", text)
     return text
 
 
-def read_metrics(run: Run) -> dict[str, Any]:
-    path = run.folder / "metrics.json"
+def seeds_below(p: Params, home: Path) -> dict[str, tuple[int, ...]]:
+    """The seeds of each method that have scores below `home`; in the order of run.methods, variants after their method."""
+    order = list(p.run.methods)
+    kinds = {method: method.partition("-")[0] for method in p.methods}
+    methods = sorted(p.methods, key=lambda m: (order.index(kinds[m]) if kinds[m] in order else len(order), m))
+    found = {method: sorted(home.glob(f"{method}/seed*/metrics.json")) for method in methods}
+    return {
+        m: tuple(int(path.parent.name.removeprefix("seed")) for path in paths) for m, paths in found.items() if paths
+    }
+
+
+def read_metrics(home: Path, run: Run) -> dict[str, Any]:
+    path = home / run.method_name / f"seed{run.seed}" / "metrics.json"
     command = f"udaseg evaluate --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
     metrics = read_json(path, f"the scores of {run.method_name}; run `{command}`")
     if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and "iou" in metrics):
@@ -74,17 +97,28 @@ def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
     flat = sorted({key for metrics in seeds.values() for key in metrics if key.startswith("miou")})
     other = sorted({name for metrics in seeds.values() for name in metrics.get("other", {})})
     classes = sorted({name for metrics in seeds.values() for name in metrics["iou"]})
-    common = [] if reference is None else [seed for seed in seeds if seed in reference]
-    pairs = [] if reference is None else [seeds[seed]["miou"] - reference[seed]["miou"] for seed in common]
     return {
         **{key: spread([m[key] for m in seeds.values() if key in m]) for key in flat},
-        "gain": spread(pairs) | {"p": paired_p(pairs)} if pairs else None,
+        "gain": paired(seeds, reference),
         "iou": {name: mean([m["iou"][name] for m in seeds.values() if name in m["iou"]]) for name in classes},
         "other": {
             name: {"miou": spread([m["other"][name]["miou"] for m in seeds.values() if name in m.get("other", {})])}
             for name in other
         },
     }
+
+
+def twin(method: str) -> str:
+    """The block of the same recipe without contrast: `sepico-off` of `sepico` and of `sepico-released`."""
+    return f"{method.partition('-')[0]}-off"
+
+
+def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:
+    """Differences to the scores of the same seed; None where there are none, or all are with itself."""
+    if reference is None or reference is seeds:
+        return None
+    pairs = [metrics["miou"] - reference[seed]["miou"] for seed, metrics in seeds.items() if seed in reference]
+    return spread(pairs) | {"p": paired_p(pairs)} if pairs else None
 
 
 def mean(values: Sequence[float]) -> float:
@@ -163,7 +197,13 @@ def select(p: Params) -> Path:
     """
     run = p.resolve(p.select.benchmark, p.select.method, p.run.seeds[0])
     options = f"--benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
-    steps = {"history.csv": "train", "iou.json": "evaluate", "confusion.csv": "evaluate", "metrics.json": "evaluate"}
+    steps = {
+        "history.csv": "train",
+        "analysis.json": "analyse",
+        "iou.json": "evaluate",
+        "confusion.csv": "evaluate",
+        "metrics.json": "evaluate",
+    }
     for name, step in steps.items():
         if not (run.folder / name).exists():
             raise UserError(f"{run.folder / name}: not found; run `udaseg {step} {options}` first")

@@ -23,10 +23,16 @@ def update(matrix: Tensor, prediction: Tensor, label: Tensor) -> None:
         prediction: (B, H, W), integers below K.
         label: (B, H, W), integers; K and above (255 = ignore) are not scored.
     """
-    rows, classes = matrix.shape
-    # 32 bits hold the largest index (255 * 254) and are counted several times faster than 64; the counts are int64.
+    matrix += by_image(prediction, label, matrix.shape[1]).sum(0)
+
+
+def by_image(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
+    """(B, K + 1, K) int64: one matrix for each image. See `update`."""
+    images, cells = len(label), (classes + 1) * classes
+    # 32 bits hold the largest index (255 * 254 for an image) and are counted several times faster than 64; counts are int64.
     index = label.clamp(max=classes).int().mul_(classes).add_(prediction)
-    matrix += torch.bincount(index.flatten(), minlength=rows * classes).view(rows, classes)
+    index += torch.arange(0, images * cells, cells, dtype=torch.int32, device=index.device).view(-1, 1, 1)
+    return torch.bincount(index.flatten(), minlength=images * cells).view(images, classes + 1, classes)
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from udaseg import ranks
@@ -27,9 +26,10 @@ from udaseg.data.labels import ClassSpace
 from udaseg.data.prepared import Prepared, Sample, find
 from udaseg.engine import runtime
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion, inference, pictures, scores
+from udaseg.evaluation import confusion, inference, predictions, scores
 from udaseg.evaluation.inference import Predict
 from udaseg.evaluation.loading import batches
+from udaseg.evaluation.predictions import Prediction, Recorder
 from udaseg.methods import method_class
 from udaseg.models import Segmenter, build_model, load_model_file, load_state
 from udaseg.params import Run, Test, Use, uses
@@ -41,7 +41,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def evaluate_run(run: Run) -> str:
-    """Score a trained run; write metrics.json, confusion.csv, iou.json and examples.png into its folder.
+    """Score a trained run; write metrics.json, confusion.csv, iou.json, images.csv and predictions.zip into its folder.
 
     Returns:
         A short table to print (empty on all ranks but the first).
@@ -70,7 +70,9 @@ def _evaluate(run: Run, device: torch.device) -> str:
     if TEACHER in networks and run.benchmark.test.teacher:
         first["teacher"] = inference.from_test(networks[TEACHER].predict, run.benchmark.test)
 
-    matrices, images = count(run, sets[0], networks[""], first, device)
+    with Recorder(run.classes) as recorder:
+        matrices, images = count(run, sets[0], networks[""], first, device, recorder)
+        each = of_all_ranks(recorder.predictions())
     headline = scores.report(matrices[""], run.classes) | {"images": images}
     other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
     for use in sets[1:]:
@@ -78,7 +80,7 @@ def _evaluate(run: Run, device: torch.device) -> str:
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
-    pictures.save_examples(run, examples(run, sets[0], networks[""], student, device))
+    predictions.write(run.folder, each)
     write_results(run, matrices[""], headline | {"other": other})
     return table(run, sets[0], headline, other)
 
@@ -130,12 +132,20 @@ def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
 
 
 def count(
-    run: Run, use: Use, student: Segmenter, views: dict[str, Predict], device: torch.device
+    run: Run,
+    use: Use,
+    student: Segmenter,
+    views: dict[str, Predict],
+    device: torch.device,
+    recorder: Recorder | None = None,
 ) -> tuple[dict[str, Tensor], int]:
-    """One confusion matrix for each view over a whole split (summed over ranks), and the number of images."""
+    """One confusion matrix for each view over a whole split (summed over ranks), and the number of images.
+
+    `recorder` takes what this rank's images show in the view "".
+    """
     prepared = find(run.benchmark_name, use)
     samples = samples_of(prepared, use)
-    scored = score_images(run, student, prepared, samples[ranks.rank() :: ranks.world()], device, views)
+    scored = score_images(run, student, prepared, samples[ranks.rank() :: ranks.world()], device, views, recorder)
     outside = max(0.0, 1 - scored.timing.network / scored.timing.total)
     log.info(
         "%s/%s: %d images in %.1f s, %.1f %% of it outside forward pass and up-sampling",
@@ -148,6 +158,17 @@ def count(
             f"{', '.join(run.classes.names)}; expected labels in them"
         )
     return matrices, len(samples)
+
+
+def of_all_ranks(mine: list[Prediction]) -> list[Prediction]:
+    """On the first rank all predictions in the order of the split, whose samples were dealt out one by one; else nothing."""
+    if ranks.world() == 1:
+        return mine
+    parts: list[list[Prediction]] | None = [[] for _ in range(ranks.world())] if ranks.rank() == 0 else None
+    dist.gather_object(mine, parts)
+    if parts is None:
+        return []
+    return [part[turn] for turn in range(len(parts[0])) for part in parts if turn < len(part)]
 
 
 @dataclass(frozen=True)
@@ -172,6 +193,7 @@ def score_images(
     samples: Sequence[Sample],
     device: torch.device,
     views: dict[str, Predict] | None = None,
+    recorder: Recorder | None = None,
 ) -> Scored:
     """Count labelled samples in this process.
 
@@ -181,6 +203,7 @@ def score_images(
         prepared, samples: what to score.
         device: where.
         views: what predicts, by name; the student as the test block says by default, under "".
+        recorder: takes each image's result in the view "".
     """
     views = views or {"": inference.from_test(student.predict, run.benchmark.test)}
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
@@ -192,7 +215,13 @@ def score_images(
         for name, predict in views.items():
             with clock.network(), cast:
                 logits = predict(images, (label.shape[-2], label.shape[-1]))
-            confusion.update(matrices[name], confusion.most_likely(logits), label)
+            found = confusion.most_likely(logits)
+            by_image = confusion.by_image(found, label, len(run.classes))
+            matrices[name] += by_image.sum(0)
+            if recorder is not None and name == "":
+                recorder.add(
+                    [sample.name for sample in samples[done : done + len(images)]], found, scores.by_image(by_image)
+                )
         done += len(images)
         if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
             said = time.perf_counter()
@@ -226,22 +255,6 @@ class Clock:
         if self.events:
             torch.cuda.synchronize(self.device)
         return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
-
-
-def examples(
-    run: Run, use: Use, network: Segmenter, predict: Predict, device: torch.device
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Image, truth and prediction of a few samples, for `pictures`."""
-    prepared = find(run.benchmark_name, use)
-    chosen = pictures.evenly_spaced(samples_of(prepared, use))
-    rows = []
-    for sample, (images, label) in zip(
-        chosen, itertools.chain(*(batches(prepared, [s], run.classes) for s in chosen)), strict=True
-    ):
-        logits = predict(network.normalise(images.to(device)), (label.shape[-2], label.shape[-1]))
-        found = confusion.most_likely(logits)[0].to(torch.uint8).cpu().numpy()
-        rows.append((prepared.image(sample), label[0].numpy(), found))
-    return rows
 
 
 def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from udaseg.data.labels import ClassSpace
@@ -33,6 +34,18 @@ def pixel_accuracy(matrix: Tensor) -> float:
     """Share of scored pixels with the right class, in 0..1; NaN without pixels."""
     scored = matrix[:-1].double()
     return float(scored.diagonal().sum() / scored.sum())
+
+
+def by_image(matrices: Tensor) -> Tensor:
+    """(B, 2) float64 in 0..1 of (B, K + 1, K): mean IoU over the classes in that image's truth, and pixel accuracy.
+
+    NaN for an image without a scored pixel. A class that only the prediction holds counts through the classes it hides, so
+    that one stray pixel does not move the mean by a whole class.
+    """
+    scored = matrices[:, :-1].double()
+    hit, truth = scored.diagonal(dim1=1, dim2=2), scored.sum(2)
+    values = (hit / (truth + scored.sum(1) - hit)).masked_fill(truth == 0, math.nan)
+    return torch.stack([values.nanmean(1), hit.sum(1) / truth.sum(1)], dim=1)
 
 
 def report(matrix: Tensor, space: ClassSpace) -> dict[str, Any]:

@@ -16,11 +16,13 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
     # a subset over all classes (miou19 of 19) says what mIoU says
     extra = sorted({key for b in blocks.values() for key in b if key.startswith("miou")} - {"miou", f"miou{size}"})
     other = sorted({name for block in blocks.values() for name in block["other"]})
+    twins = any(block["over_off"] for block in blocks.values())
     notes: list[str] = []
     header = [
         "method",
         "mIoU",
         "gain [95 %]",
+        *(["over its twin"] if twins else []),
         *(f"mIoU{key.removeprefix('miou')}" for key in extra),
         *other,
         "published",
@@ -30,6 +32,7 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
             method,
             score(block["miou"]),
             "reference" if method == summary["reference"] else gain(block["gain"]),
+            *([gain(block["over_off"])] if twins else []),
             *(score(block.get(key)) for key in extra),
             *(score(block["other"].get(name, {}).get("miou")) for name in other),
             paper(block["published"], benchmark.evaluate[0], notes),
@@ -58,6 +61,8 @@ def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
         text = "mean ± sample standard deviation (number of seeds); intervals are 95 % of Student's t."
     if summary["reference"]:
         text += f" Gain: paired difference to {summary['reference']} of the same seed."
+    if any(block["over_off"] for block in summary["methods"].values()):
+        text += " Twin: the same recipe without contrast (`-off`)."
     if notes:
         text += " Published numbers come from the papers' own recipes and are not measured here."
     return [text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]

@@ -11,9 +11,17 @@ from typing import Any
 
 from udaseg import params
 from udaseg.errors import UserError
-from udaseg.params import Params, Run
+from udaseg.figures import NAMES as FIGURES
+from udaseg.params import Params, Run, uses
 
 PACKAGE = Path("src/udaseg")
+TRAINED = ("model.safetensors", "history.csv")
+EVALUATED = ("confusion.csv", "iou.json", "images.csv", "predictions.zip")
+# What comparison, figures and report read of every run. DVC can ask for "every run" only as a folder that holds nothing else:
+# copies lie in results/.compared/<benchmark>/<method>-seed<k>/ and results/.analysed/...
+COMPARED = ("metrics.json", "confusion.csv", "images.csv", "predictions.zip", "history.csv")
+ANALYSED = ("analysis.json", "tsne.npz")
+SELECTED = ("metrics.json", "analysis.json", "iou.json", "confusion.csv", "history.csv")
 
 
 def load(config: dict[str, Any]) -> Params:
@@ -21,7 +29,7 @@ def load(config: dict[str, Any]) -> Params:
 
     Raises:
         UserError: params.yaml is wrong; `--config` changes a value, which the steps themselves would not see; `select`
-            names a run that is not part of `run`.
+            names a run that is not part of `run`; a benchmark of `run` cannot be scored.
     """
     p = params.load()
     if config != p.raw:
@@ -32,6 +40,12 @@ def load(config: dict[str, Any]) -> Params:
             raise UserError(
                 f"params.yaml: select.{key}: found {name}, expected one of run.{key}s ({', '.join(known)}); "
                 f"only what the workflow makes can be selected"
+            )
+    for benchmark in p.run.benchmarks:
+        if not p.benchmarks[benchmark].evaluate:
+            raise UserError(
+                f"params.yaml: run.benchmarks: found {benchmark}, which has no labelled images to score (`evaluate: []`); leave it "
+                f"out and train by name: `snakemake results/{benchmark}/{p.run.methods[-1]}/seed{p.run.seeds[0]}/model.safetensors`"
             )
     return p
 
@@ -56,6 +70,11 @@ def values(p: Params, *keys: str) -> str:
     return json.dumps(found, sort_keys=True, default=str)
 
 
+def datasets(p: Params, benchmark: str) -> list[str]:
+    """Keys of the data sets that a benchmark uses. A new one beside them changes nothing that is there."""
+    return sorted({f"datasets.{use.dataset}" for use in uses(p.benchmarks[benchmark])})
+
+
 def start(run: Run) -> list[str]:
     """What is trained before `run`: the pretrained model if it starts from it, and a run of the same recipe if there is one."""
     before = [run.pretrained] if run.init == "source_only" else []
@@ -74,6 +93,11 @@ def selected(p: Params) -> Run:
     return p.resolve(p.select.benchmark, p.select.method, p.run.seeds[0])
 
 
+def of_runs(p: Params, benchmark: str, names: tuple[str, ...]) -> list[str]:
+    """The named files of every run of a benchmark."""
+    return [f"{run.folder}/{name}" for run in runs(p, benchmark) for name in names]
+
+
 def cached(p: Params) -> list[str]:
     """Results too large for git: DVC keeps them, or they are made again."""
     out = []
@@ -81,17 +105,20 @@ def cached(p: Params) -> list[str]:
         out.append(f"data/{benchmark}/data.json")
         for folder in [p.resolve(benchmark, "source_only", seed).pretrained.parent for seed in p.run.seeds]:
             out += [f"{folder}/{name}" for name in ("model.safetensors", "history.csv")]
+        out += of_runs(p, benchmark, (*TRAINED, *EVALUATED, "features.npz", "tsne.npz"))
         for run in runs(p, benchmark):
-            names = ("model.safetensors", "history.csv", "confusion.csv", "iou.json", "examples.png")
-            out += [f"{run.folder}/{name}" for name in names]
-            out += [f"results/.compared/{benchmark}/{run.method_name}-seed{run.seed}.{end}" for end in ("json", "png")]
-        out.append(f"figures/{benchmark}/examples.png")
+            copies = f"{benchmark}/{run.method_name}-seed{run.seed}"
+            out += [f"results/.compared/{copies}/{name}" for name in COMPARED]
+            out += [f"results/.analysed/{copies}/{name}" for name in ANALYSED]
+        out += [f"figures/{benchmark}/{name}.{end}" for name in FIGURES for end in ("png", "pdf")]
+        out.append(f"results/{benchmark}/report.html")
     return out
 
 
 def scores(p: Params) -> list[str]:
     """Results that git keeps."""
-    out = [f"{run.folder}/metrics.json" for benchmark in p.run.benchmarks for run in runs(p, benchmark)]
-    out += [f"results/{benchmark}/summary.{end}" for benchmark in p.run.benchmarks for end in ("json", "csv", "md")]
-    names = ("metrics.json", "iou.json", "confusion.csv", "history.csv")
-    return out + [f"results/selected/{name}" for name in names]
+    out = []
+    for benchmark in p.run.benchmarks:
+        out += of_runs(p, benchmark, ("metrics.json", "analysis.json"))
+        out += [f"results/{benchmark}/summary.{end}" for end in ("json", "csv", "md")]
+    return out + [f"results/selected/{name}" for name in SELECTED]

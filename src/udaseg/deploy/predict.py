@@ -1,0 +1,316 @@
+"""Label photographs with a trained model: class ids, colours, an overlay to look at, and probabilities on request.
+
+The network looks at each image as the evaluation did: reduced or enlarged to the size of training, aspect kept. Its logits
+are brought to the image's own size. Files are decoded and encoded in threads while the network works.
+shapes: B images of one pass, K classes, h w what the network looks at, H W the image's own size
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from udaseg.artifacts import write_text, writing
+from udaseg.data.convert import UNREADABLE, fit
+from udaseg.data.folder import IMAGES
+from udaseg.data.labels import ClassSpace
+from udaseg.deploy.models import Trained, load
+from udaseg.errors import UserError
+from udaseg.evaluation.evaluate import DECODERS, SECONDS_BETWEEN_LINES, Clock
+from udaseg.evaluation.loading import MOST_IMAGES, MOST_PIXELS, ahead
+from udaseg.params import Size
+
+log = logging.getLogger("udaseg")
+T = TypeVar("T")
+ENCODERS = 2
+LARGEST_MAPS = 2**25  # logits at full size at once: 128 MiB; all 19 maps of a 12-megapixel photograph take 1 GB
+ENDINGS = {"ids": ".png", "colours": ".png", "overlays": ".jpg", "probabilities": ".npy"}
+OPACITY = 0.5  # of the colours in an overlay
+QUALITY = 90  # of its JPEG
+
+
+def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, probabilities: bool, device: str) -> str:
+    """Label images and write `<kind>/<path below its folder>` into `out`, with classes.csv as the key to the ids.
+
+    Args:
+        model: a model.safetensors of this program.
+        images: files, or folders that are searched at any depth.
+        out: for `ids` (8-bit PNG), `colours` (palette PNG), `overlays` (JPEG) and `probabilities` (float16 .npy, K H W).
+        size: the network looks at images fitted into it; None: as in training.
+        probabilities: write them too.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        One line: how many, where, how long.
+
+    Raises:
+        UserError: no image, two images for one result, a model that cannot be used, a folder that cannot be written;
+            after all others are done: a file that is no image.
+    """
+    names = find(images, out)
+    trained = load(model, device)
+    write_text(out / "classes.csv", legend(trained.classes))
+    labeller = Labeller(trained, size or trained.size, probabilities=probabilities)
+    save = functools.partial(write, out=out, names=names, palette=trained.classes.palette())
+    began = time.perf_counter()
+    done = sum(1 for _ in counted(labeller.run(names, save), len(names)))
+    seconds = time.perf_counter() - began
+    if bad := labeller.unusable:
+        raise UserError(
+            f"{len(bad)} of {len(names)} files are no images, first {bad[0]}; the other {done} are labelled in {out}; "
+            f"replace or remove the file and run again"
+        )
+    outside = 100 * max(0.0, 1 - labeller.clock.seconds() / seconds)
+    return f"{out}: {done} images in {seconds:.1f} s, {outside:.0f} % of it outside the network"
+
+
+def counted(items: Iterable[T], total: int) -> Iterator[T]:
+    """The items, and from time to time a line on how many have passed."""
+    said = time.perf_counter()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
+            said = time.perf_counter()
+            log.info("labelled %d of %d images", done, total)
+
+
+# --- which files ----------------------------------------------------------------------------------------------------
+
+
+def find(images: Iterable[Path], out: Path) -> dict[Path, PurePath]:
+    """The images and the names of their results: the path below the folder that was given, without its ending.
+
+    Raises:
+        UserError: no such path, no image, two images for one result, a result that would replace an image.
+    """
+    names: dict[Path, PurePath] = {}
+    taken: dict[PurePath, Path] = {}
+    for given in images:
+        for path, name in below(given, out) if given.is_dir() else [(given, PurePath(given.name))]:
+            name = name.with_suffix("")
+            other = taken.setdefault(name, path)
+            if other.resolve() != path.resolve():
+                raise UserError(
+                    f"{other} and {path} would both become {name}; rename one, or give them different folders (--out)"
+                )
+            names.setdefault(other, name)  # a file that is named twice is labelled once
+    if not names:
+        raise UserError(
+            f"found no image in {', '.join(map(str, images))}; expected files ending in {', '.join(IMAGES)}"
+        )
+    results = {result(out, kind, name).resolve() for name in taken for kind in ENDINGS}
+    for path in names:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; name images, or folders that hold some")
+        if path.resolve() in results:
+            raise UserError(f"{path}: a result would replace it; name another folder for the results (--out)")
+    return names
+
+
+def below(folder: Path, out: Path) -> list[tuple[Path, PurePath]]:
+    """Images at any depth and their paths below `folder`, sorted; never what an earlier run wrote into `out`."""
+    if folder.resolve() == out.resolve():
+        raise UserError(f"--out: found {out}, the folder of the images; name another, as {folder / 'labels'}")
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".") and Path(place, f).resolve() != out.resolve()]
+        found += [Path(place, name) for name in files if name.lower().endswith(IMAGES) and not name.startswith(".")]
+    return [(path, path.relative_to(folder)) for path in sorted(found)]
+
+
+def result(out: Path, kind: str, name: PurePath) -> Path:
+    return out / kind / f"{name}{ENDINGS[kind]}"
+
+
+# --- decode, look, choose -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image: upright (H, W, 3) uint8 RGB, and (3, h, w) uint8 as the network sees it."""
+
+    path: Path
+    image: np.ndarray
+    view: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network says of one image: (H, W) uint8 class, and (K, H, W) float32 probabilities on request."""
+
+    photo: Photo
+    label: np.ndarray
+    probabilities: Tensor | None
+
+
+class Labeller:
+    """Runs a network over files.
+
+    Attributes:
+        clock: time spent in forward pass, up-sampling and the choice of the class.
+        unusable: a few words on each file that is no image, known when `run` has passed it.
+    """
+
+    def __init__(self, trained: Trained, size: Size, *, probabilities: bool = False) -> None:
+        self.trained, self.size, self.probabilities = trained, size, probabilities
+        self.clock = Clock(trained.device)
+        self.unusable: list[str] = []
+
+    def run(self, files: Iterable[Path], finish: Callable[[Answer], T]) -> Iterator[T]:
+        """What `finish` makes of each answer, in order; it runs in threads beside the network, a few answers behind."""
+        waiting: deque[Future[T]] = deque()
+        with ThreadPoolExecutor(ENCODERS) as pool:
+            for photos in grouped(self.photos(files)):
+                for answer in self.look(photos):
+                    waiting.append(pool.submit(finish, answer))
+                    if len(waiting) > ENCODERS:
+                        yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
+
+    def photos(self, files: Iterable[Path]) -> Iterator[Photo]:
+        threads = DECODERS if self.trained.device.type == "cuda" else 1
+        for found in ahead(functools.partial(read, size=self.size), files, threads):
+            if isinstance(found, Photo):
+                yield found
+            else:
+                log.warning("left out: %s", found)
+                self.unusable.append(found)
+
+    def look(self, photos: Sequence[Photo]) -> list[Answer]:
+        """One pass over images of equal sizes."""
+        network, device = self.trained.network, self.trained.device
+        views, size = torch.stack([photo.view for photo in photos]), photos[0].image.shape[:2]
+        with torch.inference_mode():
+            images = network.normalise(views.to(device))
+            with self.clock.network():
+                logits = network(images).logits.float()
+                probabilities = enlarged(logits, size).softmax(1) if self.probabilities else None
+                labels = most_likely(logits, size)
+            shares = [None] * len(photos) if probabilities is None else list(probabilities.cpu())
+            return [Answer(*each) for each in zip(photos, labels.cpu().numpy(), shares, strict=True)]
+
+
+def read(path: Path, size: Size) -> Photo | str:
+    """The image, or in a few words why it is none."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = eight_bits(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        return f"{path} (no image)"
+    except UNREADABLE as error:
+        return f"{path} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    wanted = fit(*image.size, size)
+    view = image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR)
+    return Photo(path, np.asarray(image), torch.from_numpy(np.array(view).transpose(2, 0, 1)))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """As 8-bit RGB. Grey images of 16 bits keep the upper 8; transparency is dropped.
+
+    Raises:
+        ValueError: numbers that are no 16-bit intensities.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"holds {values.min()} to {values.max()}, expected 8 or 16 bits a channel")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("holds floating point numbers, expected 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
+def grouped(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
+    """Neighbours of equal sizes, as many as share a pass."""
+    group: list[Photo] = []
+    for photo in photos:
+        if group and (shapes(photo) != shapes(group[0]) or len(group) == room(photo)):
+            yield group
+            group = []
+        group.append(photo)
+    if group:
+        yield group
+
+
+def shapes(photo: Photo) -> tuple[tuple[int, ...], torch.Size]:
+    return photo.image.shape, photo.view.shape
+
+
+def room(photo: Photo) -> int:
+    """How many images of this size share a pass."""
+    pixels = max(photo.image.size, photo.view.numel()) // 3
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
+
+
+def enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `Segmenter.predict` does it."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) uint8 class of the largest of the logits (B, K, h, w) at `size`; the first of equals.
+
+    Formed for a few classes at a time, so that memory does not grow with their number.
+    """
+    at_once = max(1, LARGEST_MAPS // (len(logits) * size[0] * size[1]))
+    highest: Tensor | None = None
+    for first in range(0, logits.shape[1], at_once):
+        value, index = enlarged(logits[:, first : first + at_once], size).max(1)
+        index = index.to(torch.uint8) + first
+        if highest is None:
+            highest, label = value, index
+            continue
+        label = torch.where(value > highest, index, label)
+        highest = torch.maximum(value, highest)
+    return label
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def write(answer: Answer, *, out: Path, names: dict[Path, PurePath], palette: np.ndarray) -> None:
+    """All files of one image.
+
+    Raises:
+        UserError: disk full, read-only folder.
+    """
+    name = names[answer.photo.path]
+    colours = Image.fromarray(answer.label)
+    colours.putpalette(palette.tobytes())
+    overlay = Image.blend(Image.fromarray(answer.photo.image), colours.convert("RGB"), OPACITY)
+    with writing(result(out, "ids", name), sync=False) as temporary:
+        Image.fromarray(answer.label).save(temporary, "PNG")
+    with writing(result(out, "colours", name), sync=False) as temporary:
+        colours.save(temporary, "PNG")
+    with writing(result(out, "overlays", name), sync=False) as temporary:
+        overlay.save(temporary, "JPEG", quality=QUALITY)
+    if answer.probabilities is not None:
+        with writing(result(out, "probabilities", name), sync=False) as temporary, temporary.open("wb") as handle:
+            np.save(handle, answer.probabilities.half().numpy())
+
+
+def legend(classes: ClassSpace) -> str:
+    """CSV: id, name and colour of every class."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("id", "class", "red", "green", "blue"))
+    rows.writerows((k, name, *classes.colours[k]) for k, name in enumerate(classes.names))
+    return text.getvalue()

@@ -1,0 +1,91 @@
+"""From a trained run to its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from block_data import FakeData, Pooled
+
+from tiny_project import Project
+from udaseg import cli
+from udaseg.analysis import analyse
+from udaseg.analysis.sample import Sample
+from udaseg.analysis.tsne import embed
+from udaseg.errors import UserError
+from udaseg.params import Run
+
+FILES = ("features.npz", "tsne.npz", "analysis.json")
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's model is the one without weights."""
+    monkeypatch.setattr(analyse, "load_networks", lambda run, device: {"": Pooled()})
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def test_a_trained_run_is_analysed_and_equal_again(project: Project) -> None:
+    project.set("benchmarks/streets/init", {"default": "none"})
+    run = ["--benchmark", "streets", "--method", "self_training"]
+    assert cli.main(["train", *run]) == cli.main(["analyse", *run]) == 0
+    folder = project.folder / "results/streets/self_training/seed0"
+    first = read(folder)
+    done = project.udaseg("analyse", *run, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    assert read(folder) == first  # in another process, whatever the environment says about threads
+    values = json.loads(first["analysis.json"], parse_constant=lambda word: pytest.fail(word))
+    assert values["classes"] == len(values["class"]) > 1 and set(values["left_out"]).isdisjoint(values["class"])
+    assert values["cells"] == sum(block["cells"] for block in values["class"].values())
+    assert f"{values['linear_probe']:.2f}" in done.stdout and all(name in done.stdout for name in values["left_out"])
+    assert all(line.count(" cells of ") == 1 for line in done.stderr.splitlines()), done.stderr  # no library's chatter
+
+
+def test_the_files_are_enough_to_measure_and_map_again(
+    make_run: MakeRun, data: dict[str, FakeData], network: None
+) -> None:
+    run = make_run(per_class=20)
+    analyse.analyse_run(run)
+    p, values = run.params.analysis, json.loads((run.folder / "analysis.json").read_text())
+    cells = Sample(**np.load(run.folder / "features.npz"))
+    again = analyse.measures_of(cells, run.classes.names, p)
+    assert values == again | {"left_out": values["left_out"]}
+    kept = np.load(run.folder / "tsne.npz")
+    rows = analyse.few(cells, p.tsne.per_class)
+    assert np.array_equal(kept["map"], embed(analyse.wide(cells.feature[rows]), p.tsne))
+    assert np.array_equal(kept["label"], cells.label[rows]) and np.array_equal(kept["domain"], cells.domain[rows])
+    assert {name: (array.dtype.str, len(array)) for name, array in vars(cells).items()} == {
+        "feature": ("<f2", 160),
+        "label": ("|u1", 160),
+        "domain": ("|u1", 160),
+        "image": ("<i4", 160),
+        "row": ("<i2", 160),
+        "column": ("<i2", 160),
+    }
+
+
+def test_the_map_takes_as_many_of_each_class_and_domain(
+    make_run: MakeRun, data: dict[str, FakeData], network: None
+) -> None:
+    run = make_run(per_class=20, tsne={"per_class": 7, "perplexity": 5, "iterations": 30})
+    analyse.analyse_run(run)
+    kept = np.load(run.folder / "tsne.npz")
+    for domain in (0, 1):
+        assert np.bincount(kept["label"][kept["domain"] == domain]).tolist() == [7] * 4
+
+
+def test_an_error_leaves_the_former_files(make_run: MakeRun, data: dict[str, FakeData], network: None) -> None:
+    run = make_run()
+    analyse.analyse_run(run)
+    before = read(run.folder)
+    data["streets_photo"].labels = [np.full((8, 8), 255, np.uint8)]
+    with pytest.raises(UserError, match="found 0 classes"):
+        analyse.analyse_run(run)
+    assert read(run.folder) == before and sorted(path.name for path in run.folder.iterdir()) == sorted(FILES)

@@ -1,0 +1,36 @@
+"""Loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from fake_runs import MakeRuns, texts
+
+from udaseg.figures import training
+
+
+def test_every_loss_has_a_panel_with_the_methods_that_log_it(make_runs: MakeRuns) -> None:
+    p = make_runs()
+    path = Path("results/streets/sepico/seed0/history.csv")
+    path.write_text(path.read_text().replace("late", "sepico_source"))
+    figure = training.curves(p, "streets")
+    assert [ax.get_title() for ax in figure.axes] == ["source", "late", "sepico source"]
+    assert [len(ax.lines) for ax in figure.axes] == [3, 2, 1]
+    late = figure.axes[1].lines[0].get_ydata()
+    assert np.isnan(late[:3]).all() and not np.isnan(late[3:]).any()  # the loss began at step 4
+    assert "learning rate" not in texts(figure)
+
+
+def test_several_seeds_have_a_band(make_runs: MakeRuns) -> None:
+    figure = training.curves(make_runs(seeds=(0, 1)), "streets")
+    assert len(figure.axes[0].collections) == 3
+    assert any("bands: lowest to highest seed" in text for text in texts(figure))
+
+
+def test_smoothing_is_a_mean_that_keeps_gaps() -> None:
+    values = np.array([np.nan, 2.0, 4.0, 6.0, 8.0] + [8.0] * 15)
+    found = training.smooth(values)  # 20 values: one to each side
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:4], [3.0, 4.0, 6.0])
+    np.testing.assert_allclose(found[5:], 8.0)

@@ -1,0 +1,49 @@
+rule analyse:
+    input:
+        data="data/{benchmark}/data.json",
+        model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
+        code=plan.code(
+            "data",
+            "models",
+            "losses",
+            "methods",
+            "evaluation",
+            "analysis",
+            "engine/runtime.py",
+            "ranks.py",
+        ),
+    output:
+        multiext(
+            "results/{benchmark}/{method}/seed{seed}/", "features.npz", *plan.ANALYSED
+        ),
+        analysed=multiext(
+            "results/.analysed/{benchmark}/{method}-seed{seed}/", *plan.ANALYSED
+        ),
+    log:
+        "logs/analyse/{benchmark}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/analyse/{benchmark}/{method}/seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: P.run.threads
+    resources:
+        gpu=min(GPUS, 1),
+        mem_mb=8000,
+        runtime=60,
+    params:
+        values=lambda wc: plan.values(
+            P,
+            f"benchmarks.{wc.benchmark}.source",
+            f"benchmarks.{wc.benchmark}.classes",
+            f"benchmarks.{wc.benchmark}.evaluate",
+            "analysis",
+            "run.threads",
+        ),
+    message:
+        "features of {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
+    shell:
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg analyse --benchmark {wildcards.benchmark} "
+        "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
+        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; "
+        "for copy in {output.analysed}; do "
+        "cp results/{wildcards.benchmark}/{wildcards.method}/seed{wildcards.seed}/$(basename $copy) $copy; done"

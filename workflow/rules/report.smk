@@ -1,0 +1,84 @@
+localrules:
+    figure,
+    report,
+
+
+rule figure:
+    input:
+        data="data/{benchmark}/data.json",
+        summary="results/{benchmark}/summary.json",
+        runs=lambda wc: plan.of_runs(P, wc.benchmark, plan.COMPARED + plan.ANALYSED),
+        code=plan.code("figures", "evaluation", "data/labels.py", "data/prepared.py"),
+    output:
+        report(
+            "figures/{benchmark}/{figure}.png",
+            caption="../report/figure.rst",
+            category="{benchmark}",
+            subcategory="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        "figures/{benchmark}/{figure}.pdf",
+    log:
+        "logs/figure/{benchmark}/{figure}.log",
+    benchmark:
+        "benchmarks/figure/{benchmark}/{figure}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        values=lambda wc: plan.values(
+            P,
+            f"benchmarks.{wc.benchmark}.classes",
+            f"benchmarks.{wc.benchmark}.evaluate",
+            f"benchmarks.{wc.benchmark}.model",
+            "run.methods",
+            "run.protocol",
+            "run.seeds",
+            "select",
+        ),
+    message:
+        "drawing {wildcards.figure} of {wildcards.benchmark}"
+    shell:
+        "python -m udaseg figure {wildcards.figure} --benchmark {wildcards.benchmark} 2>&1 "
+        "| logged {log} {wildcards.benchmark}/{wildcards.figure}"
+
+
+rule report:
+    input:
+        summary="results/{benchmark}/summary.json",
+        runs=lambda wc: plan.of_runs(P, wc.benchmark, plan.COMPARED + plan.ANALYSED),
+        figures=expand(
+            "figures/{{benchmark}}/{figure}.{end}",
+            figure=plan.FIGURES,
+            end=["png", "pdf"],
+        ),
+        code=plan.code("report", "evaluation", "data/labels.py"),
+        pages=sorted(str(page) for page in Path("docs/methods").glob("*.md")),
+    output:
+        report(
+            "results/{benchmark}/report.html",
+            caption="../report/report.rst",
+            category="{benchmark}",
+            subcategory="Tables",
+            labels={"table": "the report"},
+        ),
+    log:
+        "logs/report/{benchmark}.log",
+    benchmark:
+        "benchmarks/report/{benchmark}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        values=lambda wc: plan.values(
+            P,
+            f"benchmarks.{wc.benchmark}",
+            *plan.datasets(P, wc.benchmark),
+            "methods",
+            "run.methods",
+            "run.protocol",
+            "run.seeds",
+            "run.threads",
+        ),
+    message:
+        "writing the report of {wildcards.benchmark}"
+    shell:
+        "python -m udaseg report --benchmark {wildcards.benchmark} 2>&1 | logged {log} {wildcards.benchmark}"
