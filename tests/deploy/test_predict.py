@@ -272,6 +272,13 @@ def test_a_folder_that_cannot_be_written(make_model: MakeModel, monkeypatch: pyt
     assert written() == []
 
 
+def test_a_file_in_place_of_the_folder_is_kept(make_model: MakeModel) -> None:
+    photo("a.png")
+    Path("out").write_text("mine")
+    assert "found the file out, expected a folder" in refused(make_model(), "a.png")
+    assert Path("out").read_text() == "mine"
+
+
 def test_a_full_disk_while_results_are_written(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     photo("a.png")
     model = make_model()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from udaseg.artifacts import writing
-from udaseg.deploy.models import Trained, load
+from udaseg.deploy.models import Trained, check_folder, load
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
 from udaseg.params import Size
@@ -33,9 +33,7 @@ log = logging.getLogger("udaseg")
 Shape = tuple[int, int, int]  # B, H, W
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # largest difference of a logit from the model's, as a share of the largest logit
-LEAST = (
-    64  # side of an image for programs of free size: encoders divide by 32, and a map of one pixel is a special case
-)
+LEAST = 64  # side, for programs of free size: encoders divide by 32, and a map of one pixel is a special case
 ODD = ((2, 97, 131), (3, 65, 64))  # what these are tried at, besides the size asked for
 ADVICE = "nothing was written; use the pinned versions of torch, onnxscript and onnxruntime"
 
@@ -57,15 +55,17 @@ def export(model: Path, out: Path | None, *, size: Size | None) -> str:
         UserError: a missing package, a model that cannot be used, a program that differs from the model.
     """
     need(PACKAGES)
+    folder = out or model.parent
+    check_folder(folder)
     trained = load(model)
     size = size or trained.size
-    fixed = ((1, size.height, size.width),)
-    free = ((2, max(size.height, LEAST), max(size.width, LEAST)), *ODD)
+    fixed = [(1, size.height, size.width)]
+    several = [(2, max(size.height, LEAST), max(size.width, LEAST)), *ODD]
     programs: dict[str, bytes] = {}
     lines = []
-    for name, shapes in ((f"{model.stem}-{size}", fixed), (model.stem, free)):
+    for name, shapes, free in ((f"{model.stem}-{size}", fixed, False), (model.stem, several, True)):
         try:
-            made = build(trained, shapes[0], free=shapes is free)
+            made = build(trained, shapes[0], free=free)
         except FixedOnly as reason:
             log.info("only programs of fixed size: %s", reason)
             continue
@@ -74,7 +74,6 @@ def export(model: Path, out: Path | None, *, size: Size | None) -> str:
             tried = ", ".join(f"{b}x3x{h}x{w}" for b, h, w in shapes)
             lines.append(f"{name}{ending}: within {share:.1e} of the model's largest logit, tried at {tried}")
         programs |= {f"{name}{ending}": blob for ending, blob in made.items()}
-    folder = out or model.parent
     for name, blob in programs.items():
         with writing(folder / name) as temporary:
             temporary.write_bytes(blob)

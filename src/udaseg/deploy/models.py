@@ -70,6 +70,12 @@ def choose(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_folder(out: Path) -> None:
+    """Raises UserError where results cannot go: `out` is a file."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: found the file {out}, expected a folder, which may be a new one")
+
+
 def check(header: Mapping[str, str], path: Path) -> None:
     """Raises UserError for a header without the keys that `udaseg train` writes."""
     if missing := [key for key in OURS if key not in header]:

@@ -30,7 +30,7 @@ from udaseg.artifacts import write_text, writing
 from udaseg.data.convert import UNREADABLE, fit
 from udaseg.data.folder import IMAGES
 from udaseg.data.labels import ClassSpace
-from udaseg.deploy.models import Trained, load
+from udaseg.deploy.models import Trained, check_folder, load
 from udaseg.errors import UserError
 from udaseg.evaluation.evaluate import DECODERS, SECONDS_BETWEEN_LINES, Clock
 from udaseg.evaluation.loading import MOST_IMAGES, MOST_PIXELS, ahead
@@ -63,6 +63,7 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
         UserError: no image, two images for one result, a model that cannot be used, a folder that cannot be written;
             after all others are done: a file that is no image.
     """
+    check_folder(out)
     names = find(images, out)
     trained = load(model, device)
     write_text(out / "classes.csv", legend(trained.classes))
