@@ -55,7 +55,7 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
         "reference": REFERENCE if base else None,
         "methods": {
             method: summarise(metrics, None if method == REFERENCE else base)
-            | {"over_off": paired(metrics, scores.get(twin(method)))}
+            | {"over_off": paired(metrics, scores.get(twin(p, benchmark, method, list(scores)) or ""))}
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
             for method, metrics in scores.items()
         },
@@ -108,9 +108,18 @@ def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
     }
 
 
-def twin(method: str) -> str:
-    """The block of the same recipe without contrast: `sepico-off` of `sepico` and of `sepico-released`."""
-    return f"{method.partition('-')[0]}-off"
+def twin(p: Params, benchmark: str, method: str, among: Sequence[str]) -> str | None:
+    """The method `among` others with the same recipe without contrast: `sepico-off` of `sepico` and of `sepico-released`.
+
+    A twin under another name counts too: `pipa-off` comes to the same recipe as `self_training`.
+    """
+    off = f"{method.partition('-')[0]}-off"
+    if off not in p.methods or off == method:
+        return None
+    if off in among:
+        return off
+    recipe = p.resolve(benchmark, off, 0).hash
+    return next((other for other in among if p.resolve(benchmark, other, 0).hash == recipe), None)
 
 
 def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:
