@@ -118,8 +118,8 @@ def submit(model: Path, images: Path, server: str, out: Path, *, device: str) ->
             raise UserError(f"{labeller.unusable[0]}: cannot be labelled; fetch the file again; nothing was written")
         check(temporary, files, wanted)
     return (
-        f"{out}: {len(files)} test images of {server} in {time.perf_counter() - began:.0f} s; names, number, sizes and ids "
-        f"are as the server wants them"
+        f"{out}: {len(files)} test images of {server} in {time.perf_counter() - began:.0f} s; checked: names, "
+        f"number, sizes, modes and ids"
     )
 
 
@@ -164,7 +164,7 @@ def pack(answer: Answer, *, wanted: Server) -> list[tuple[str, bytes]]:
     members = [(f"{folder}{name}", label) for folder in wanted.labels]
     if wanted.confidence is not None:
         assert answer.probabilities is not None
-        # 16 bits as the server wants them, in 255 steps: a fifth of the size, and its thresholds are coarser still
+        # 16 bits as the server wants them, in 255 steps: a sixth of the bytes (0.3 instead of 2 MB an image)
         steps = (answer.probabilities.amax(0) * 255).round().numpy().astype(np.uint16)
         members.append((f"{wanted.confidence}{name}", png(Image.fromarray(steps * 257), LABEL_LEVEL)))
     return members

@@ -124,9 +124,9 @@ def write_results(
         "params_hash": run.hash,
         "code_hash": fingerprint["code"],
         "classes": ",".join(run.classes.names),
-        # what deploy/models.py needs to use the weights without a params.yaml
+        # what deploy/models.py needs to use the weights without a params.yaml; where training began may be a private path
         "colours": json.dumps(run.classes.colours),
-        "model": json.dumps(dataclasses.asdict(run.benchmark.model), sort_keys=True),
+        "model": json.dumps(dataclasses.asdict(run.benchmark.model) | {"weights": "none"}, sort_keys=True),
         "size": str(run.benchmark.size.target),
     }
     state = {p + k: v for p, module in method.scored().items() for k, v in module.state_dict().items()}
