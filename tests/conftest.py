@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tiny_project import RAW, Project
+
+# Started in the background of a script, tests inherit that Ctrl-C is ignored, and so would the commands that they interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
