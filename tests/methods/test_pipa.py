@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,18 @@ from torch.utils.data import default_collate
 from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.artifacts import file_hash
+from udaseg.data.labels import IGNORE
 from udaseg.data.pairs import overlap_cells
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs
 from udaseg.engine import runtime, trainer
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import Interrupted, UserError
-from udaseg.losses.pipa import directions
-from udaseg.methods.base import Averaged, Batch
+from udaseg.losses.pipa import directions, pixel_contrast
+from udaseg.methods.base import Averaged, Batch, stream
 from udaseg.methods.pipa import Pipa, augmented, over_stages, running_statistics, to_grid
 from udaseg.methods.self_training import SelfTrainingStep
+from udaseg.models import Output
 
 BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 
@@ -56,11 +59,11 @@ def built() -> tuple[SelfTrainingStep, Pipa]:
     return method, term
 
 
-def opinionated(*classifiers: nn.Module) -> None:
+def opinionated(*classifiers: nn.Module, std: float = 1.0) -> None:
     """Fresh classifiers hardly tell classes apart: one class everywhere, hence no negatives."""
     for classifier in classifiers:
         assert isinstance(classifier, nn.Conv2d)
-        nn.init.normal_(classifier.weight, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(classifier.weight, std=std, generator=torch.Generator().manual_seed(0))
 
 
 def batch_of(method: SelfTrainingStep, *numbers: int) -> Batch:
@@ -85,7 +88,7 @@ def gradient(parameters: Any) -> list[float | None]:
 
 
 def test_pipa_p12(make_project: Callable[[str], Project]) -> None:
-    """The patch loss trains the network; as released, nothing but the throw-away projection."""
+    """The patch loss trains the network; as released, nothing but the throw-away projection, and that where `confidence` lets it."""
     for name, trains in [("pipa", True), ("pipa-released", False)]:
         pipa_project(make_project(name), name, confidence=0.0)
         method, term = built()
@@ -97,6 +100,17 @@ def test_pipa_p12(make_project: Callable[[str], Project]) -> None:
         encoder = gradient(method.student.parameters())
         assert any(encoder) if trains else encoder == [None] * len(encoder)
         assert all(gradient(term.project.parameters()))
+
+
+def test_released_patch_loss_is_zero_at_the_published_confidence(make_project: Callable[[str], Project]) -> None:
+    """The random classifier is never that sure, however sure the teacher is, whose confidence counts in `paper`."""
+    for name, active in [("pipa", True), ("pipa-released", False)]:
+        published = BLOCKS[name]["pipa"]["patch"]["confidence"]
+        pipa_project(make_project(name), name, confidence=published)
+        method, term = built()
+        opinionated(method.teacher_network.head.classify, std=10.0)
+        (losses,) = term.own_passes(batch_of(method, 0, 1), 0, method)
+        assert published == 0.9 and (losses["pipa_patch"] > 0) == active
 
 
 def test_pipa_p13() -> None:
@@ -145,47 +159,131 @@ def test_patch_contrast_starts_late(project: Project) -> None:
     assert names == [{"source", "mixed"}, {"source", "mixed", "pipa_pixel", "pipa_patch"}]
 
 
-def naive_other_view(term: Pipa, batch: Batch, e: Tensor, s: Tensor, masked: bool) -> Tensor:
-    """L1 + L2 of the paper's figure, cell by cell, on unmirrored maps."""
+@pytest.mark.parametrize("anchors", [30, 1000], ids=["few slots", "slots for all"])
+@pytest.mark.parametrize("block", ["pipa", "pipa-released"])
+def test_pixel_loss_equals_loop(project: Project, block: str, anchors: int) -> None:
+    """Labels differ within each cell, some classes are rare, some cells void, a third of the predictions right."""
+    pipa_project(project, block, eligible=0.1, anchors=anchors)
+    method, term = built()
+    assert term.pixel is not None
+    term.double()
+    if term.released:
+        with torch.no_grad():
+            assert term.untrained_pixel.bias is not None
+            term.untrained_pixel.bias[:3] += 10
+    g = torch.Generator().manual_seed(0)
+    batch = batch_of(method, 4, 5)
+    batch.label = torch.tensor([0, 1, 2, 3, IGNORE])[
+        torch.tensor([0.25, 0.25, 0.25, 0.02, 0.23]).multinomial(2 * 24 * 32, replacement=True, generator=g)
+    ].view(2, 24, 32)
+    sizes = [(6, 8), (3, 4), (2, 2), (1, 1)]
+    stages = [
+        torch.randn(2, c, *size, generator=g, dtype=torch.float64)
+        for c, size in zip(method.student.stage_channels, sizes, strict=True)
+    ]
+    logits = torch.randn(2, 19, 12, 16, generator=g, dtype=torch.float64)
+    logits[:, :3] += 5
+    output = Output(logits, stages, decoder=None)
+    loss, expected = term.pixel_loss(term.pixel, batch, output), naive_pixel_loss(term, batch, output)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+def naive_pixel_loss(term: Pipa, batch: Batch, output: Output) -> Tensor:
+    """Anchors looked for cell by cell; the contrast of them has a loop in tests/losses/test_pipa_losses.py."""
+    p = term.pixel
+    assert p is not None
+    height, width = output.stages[0].shape[-2:]
+    maps = [F.interpolate(s, (height, width), mode="bilinear", align_corners=True) for s in output.stages]
+    hidden = F.relu(term.head.bn(term.head.first(torch.cat(maps, dim=1))))
+    embedding = F.normalize(term.head.last(hidden.movedim(1, -1)), dim=-1)
+    guess = (term.untrained_pixel(torch.cat(maps, dim=1)) if term.released else output.logits).argmax(dim=1)
+    groups: dict[tuple[int, int], tuple[list[Any], list[Any]]] = {}  # image and class: cells guessed rightly, wrongly
+    for b, number in enumerate(batch.index):
+        keys = stream(0, "pipa_anchors", number).random((height, width), dtype=np.float32)
+        for i in range(height):
+            for j in range(width):
+                true, guessed = (
+                    int(x[b, i * x.shape[1] // height, j * x.shape[2] // width]) for x in (batch.label, guess)
+                )
+                if true != IGNORE or term.released:
+                    groups.setdefault((b, true), ([], []))[true != guessed].append((keys[i, j], b, i, j))
+    fewest = round(p.eligible * height * width)
+    groups = {group: cells for group, cells in groups.items() if len(cells[0]) + len(cells[1]) > fewest}
+    assert len(groups) == (8 if term.released else 6)  # two images of the three frequent classes, and void
+    most = min(p.anchors // len(groups), fewest)
+    anchors, classes = [], []
+    for (_, true), (easy, hard) in groups.items():
+        kept = min(max(most // 2, most - len(easy)), len(hard))
+        for _, b, i, j in sorted(hard)[:kept] + sorted(easy)[: most - kept]:
+            anchors.append(embedding[b, i, j])
+            classes.append(true)
+    label = torch.tensor(classes)
+    return pixel_contrast(torch.stack(anchors), label, torch.ones_like(label).bool(), p.temperature, p.base_temperature)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("negatives", ["bank", "other_view"])
+def test_patch_loss_equals_loop(project: Project, negatives: str, masked: bool) -> None:
+    """Five steps, so that the bank fills and forgets; predicted classes of the two views mostly differ."""
+    project.set("benchmarks/streets/train/batch", 4)
+    pipa_project(project, negatives=negatives, mask=masked, confidence=0.6, bank_share=0.3)
+    method, term = built()
+    assert term.patch is not None
+    term.double()
+    g = torch.Generator().manual_seed(0)
+    bank: list[list[tuple[Tensor, int]]] = []
+    for step in range(5):
+        batch = batch_of(method, *range(4 * step, 4 * step + 4))
+        batch.overlap = torch.stack([overlap_cells(8 * y, 8 * x, 24) for y, x in ((0, 1), (1, -1), (-1, 0), (0, 0))])
+        batch.flipped = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+        e = F.normalize(torch.randn(4, 2, 9, 128, generator=g, dtype=torch.float64), dim=-1).requires_grad_()
+        s = (2 * torch.randn(4, 2, 9, 3, generator=g, dtype=torch.float64)).softmax(dim=-1)
+        bank = [*bank, drawn(term, batch, e, s)][-3:]
+        loss = term.patch_loss(term.patch, batch, e, s)
+        expected = naive_patch_loss(term, batch, e, s, bank if negatives == "bank" else None, masked)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(x, e)[0] for x in (loss, expected)), rtol=1e-6, atol=1e-9)
+
+
+def drawn(term: Pipa, batch: Batch, e: Tensor, s: Tensor) -> list[tuple[Tensor, int]]:
+    """What a step brings to the bank: embeddings and classes of three cells of each view."""
+    cells = []
+    for b, number in enumerate(batch.index):
+        rng = stream(0, "pipa_bank", number)
+        cells += [(b, v, n) for v in (0, 1) for n in rng.choice(9, 3, replace=False)]
+    return [(e[cell].detach(), int(s[cell].argmax())) for cell in cells]
+
+
+def naive_patch_loss(
+    term: Pipa, batch: Batch, e: Tensor, s: Tensor, bank: list[list[tuple[Tensor, int]]] | None, masked: bool
+) -> Tensor:
+    """L1 + L2, cell by cell, on unmirrored maps; without a bank the negatives are those of the paper's figure."""
     p, side = term.patch, term.side
     assert p is not None and batch.overlap is not None and batch.flipped is not None
-    confidence = s.max(dim=-1).values
-    sums, counts = [torch.zeros(()), torch.zeros(())], [0, 0]
+    sums, counts = [torch.zeros((), dtype=e.dtype), torch.zeros((), dtype=e.dtype)], [0, 0]
     for b in range(len(e)):
         maps = []
         for v in (0, 1):
-            m, c = e[b, v].view(side, side, -1), confidence[b, v].view(side, side)
-            maps.append((m.flip(1), c.flip(1)) if batch.flipped[b, v] else (m, c))
+            m, q = e[b, v].view(side, side, -1), s[b, v].view(side, side, -1)
+            maps.append((m.flip(1), q.flip(1)) if batch.flipped[b, v] else (m, q))
         (t1, l1, rows, columns), (t2, l2, _, _) = batch.overlap[b].tolist()
         for i in range(rows):
             for j in range(columns):
                 places = [(t1 + i, l1 + j), (t2 + i, l2 + j)]
                 at = [maps[v][0][places[v]] for v in (0, 1)]
-                sure = [maps[v][1][places[v]] for v in (0, 1)]
+                sure, seen = ([f(maps[v][1][places[v]]) for v in (0, 1)] for f in (torch.max, torch.argmax))
                 wanted = [bool(m) for m in directions(sure[0], sure[1], p.confidence)] if masked else [True, True]
                 for v in (0, 1):
                     if wanted[v]:
-                        logits = maps[1 - v][0].flatten(0, 1).detach() @ at[v] / p.temperature
-                        target = places[1 - v][0] * side + places[1 - v][1]
-                        sums[v] = sums[v] - logits.log_softmax(0)[target]
+                        if bank is None:
+                            there = places[1 - v][0] * side + places[1 - v][1]
+                            keys = [k for n, k in enumerate(maps[1 - v][0].flatten(0, 1)) if n != there]
+                        else:
+                            keys = [k for step in bank for k, known in step if known != seen[v]]
+                        logits = torch.stack([at[1 - v], *keys]).detach() @ at[v] / p.temperature
+                        sums[v] = sums[v] - logits.log_softmax(0)[0]
                         counts[v] += 1
-    return sum(total / max(count, 1) for total, count in zip(sums, counts, strict=True))
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_patch_loss_of_the_figure_equals_loop(project: Project, masked: bool) -> None:
-    pipa_project(project, "pipa-figure", mask=masked)
-    method, term = built()
-    assert term.patch is not None
-    g = torch.Generator().manual_seed(0)
-    batch = batch_of(method, *range(4))
-    batch.overlap = torch.stack([overlap_cells(8 * y, 8 * x, 24) for y, x in ((0, 1), (1, -1), (-1, 0), (0, 0))])
-    batch.flipped = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
-    e = F.normalize(torch.randn(4, 2, 9, 5, generator=g, dtype=torch.float64), dim=-1).requires_grad_()
-    s = torch.randn(4, 2, 9, 19, generator=g, dtype=torch.float64).softmax(dim=-1)
-    loss, expected = term.patch_loss(term.patch, batch, e, s), naive_other_view(term, batch, e, s, masked)
-    torch.testing.assert_close(loss.double(), expected, check_dtype=False, rtol=1e-6, atol=0)
-    torch.testing.assert_close(*(torch.autograd.grad(x, e)[0] for x in (loss, expected)), rtol=1e-6, atol=1e-9)
+    return torch.stack([total / max(count, 1) for total, count in zip(sums, counts, strict=True)]).sum()
 
 
 def test_bank_holds_cells_of_three_steps_with_their_classes(project: Project) -> None:
