@@ -10,6 +10,7 @@ help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
 	@echo "make check  style and types alone"
+	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
 # A marker newer than the pins says that the environment is complete.
 $(VENV)/installed: requirements.lock pyproject.toml
@@ -33,7 +34,7 @@ demo: $(VENV)/installed
 	  snakemake --cores all && python -m udaseg record && \
 	  echo && cat results/streets/summary.md && echo && \
 	  echo "report: demo/results/streets/report.html (open it in a browser)" && \
-  echo "scores: demo/results/streets/   figures: demo/figures/streets/"
+	  echo "scores: demo/results/streets/   figures: demo/figures/streets/"
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .
@@ -45,4 +46,4 @@ test: check
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope
 
 clean:
-	rm -rf demo .venv .snakemake
+	rm -rf demo .venv

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -332,7 +333,7 @@ def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> l
         "data_hash": "",
     }
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "metrics.json").write_text("{}")
+    (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
     (folder / "history.csv").write_text("step\n")
     return ["import-run", str(folder), "--reference"]
 
@@ -382,6 +383,12 @@ def nothing_labelled_to_analyse(project: Project, patch: pytest.MonkeyPatch) -> 
     project.set("benchmarks/streets/evaluate", [])
     assert cli.main(TRAIN) == 0
     return ANALYSE
+
+
+@case
+def nothing_labelled_to_compare(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/evaluate", [])
+    return ["compare", "--benchmark", "streets"]
 
 
 @case
@@ -530,6 +537,90 @@ def submit_other_classes(project: Project, patch: pytest.MonkeyPatch) -> list[st
 def submit_incomplete(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     photos(project, "a.png")
     return ["submit", trained(project), "photos", "--server", "cityscapes", "--out", "out.zip"]
+
+
+@case
+def parameters_in_a_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return [*TRAIN, "--params", "."]
+
+
+@case
+def reserved_benchmark(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/reference", project.raw["benchmarks"]["streets"])
+    return TRAIN
+
+
+@case
+def comma_in_a_class(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/classes", ["road, wet", "car"])
+    return TRAIN
+
+
+@case
+def reference_of_two_protocols(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    for seed, protocol in enumerate(("matched", "native")):
+        folder = Path(f"results/reference/streets/self_training/seed{seed}")
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
+        (folder / "run.json").write_text(json.dumps({"protocol": protocol}))
+    return ["compare", "--benchmark", "streets", "--reference"]
+
+
+def from_elsewhere(project: Project) -> Path:
+    """A finished run of this project's own parameters, code and data, in another folder, and nothing that it began from."""
+    assert cli.main(["pretrain", "--benchmark", "streets"]) == 0
+    assert cli.main(TRAIN) == 0
+    folder = Path("from-elsewhere")
+    Path("results/streets/self_training/seed0").rename(folder)
+    shutil.rmtree("results/streets")
+    (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
+    return folder
+
+
+@case
+def import_before_its_start(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["import-run", str(from_elsewhere(project))]
+
+
+@case
+def import_of_a_cut_model(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    model = from_elsewhere(project) / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    return ["import-run", str(model.parent)]
+
+
+@case
+def out_below_a_file(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    (project.folder / "notes").touch()
+    return ["predict", "model.safetensors", "photos", "--out", "notes/labels"]
+
+
+@case
+def out_in_the_way(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.jpg")
+    (project.folder / "labels/ids/a.png").mkdir(parents=True)
+    return ["predict", trained(project), "photos", "--out", "labels"]
+
+
+@case
+def export_not_traceable(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    patch.setattr("udaseg.deploy.export.convert", refuses)
+    return ["export", trained(project), "--size", "64x32"]
+
+
+@case
+def submit_onto_a_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "out.zip").mkdir()
+    return ["submit", "model.safetensors", "photos", "--server", "cityscapes", "--out", "out.zip"]
+
+
+@case
+def target_name_reserved(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["new-target", "photos", "--name", "raw"]
 
 
 def test_every_row_is_provoked() -> None:

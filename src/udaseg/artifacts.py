@@ -15,6 +15,14 @@ from typing import IO, Any
 
 from udaseg.errors import UserError
 
+DENIED = "make the folder writable or choose another"
+IN_THE_WAY = "a file lies where a folder belongs, or the other way round: move it or choose another place"
+NOT_WRITTEN = {
+    **dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), DENIED),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), IN_THE_WAY),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
 
 @contextlib.contextmanager
 def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
@@ -23,7 +31,7 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     `sync=False` does not wait for the disk: for many small files whose content is verified when read.
 
     Raises:
-        UserError: disk full, read-only folder.
+        UserError: disk full, read-only folder, a file in place of a folder or a folder in place of the file, too long a name.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -39,18 +47,17 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             raise UserError(
                 f"{path}: no space left on the disk; free some and run again (nothing finished is lost)"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); make the folder writable or choose another"
-            ) from error
+        if error.errno in NOT_WRITTEN:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); {NOT_WRITTEN[error.errno]}") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or its place is what cannot be written
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     with writing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,7 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, what: str) -> Any:
     """Raises UserError if the file is missing or damaged; `what` says what it should be."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; expected {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

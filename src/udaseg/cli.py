@@ -168,9 +168,9 @@ def with_gpus(args: argparse.Namespace) -> int:
 
 def import_run(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.workflow import bridges
+    from udaseg.workflow import imports
 
-    print(bridges.import_run(params.load(args.params), Path(args.folder), reference=args.reference))
+    print(imports.import_run(params.load(args.params), Path(args.folder), reference=args.reference))
 
 
 def publish_methods(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from udaseg.errors import UserError
 from udaseg.recipes import KINDS, TERMS, Recipe, SelfTraining, Start
 
 NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
+RESERVED = ("raw", "reference", "selected")  # data/raw, results/reference, results/selected
 LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
 
 
@@ -38,7 +39,7 @@ class Size:
     @classmethod
     def parse(cls, text: str, where: str) -> Size:
         match = re.fullmatch(r"(\d+)x(\d+)", text) if isinstance(text, str) else None
-        if not match or "0" in match.groups():
+        if not match or 0 in map(int, match.groups()):
             raise UserError(f"{where}: found {text!r}, expected a size like 512x256 (width x height in pixels)")
         return cls(int(match[1]), int(match[2]))
 
@@ -370,10 +371,14 @@ def load(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; run this at the top of a udaseg checkout or pass --params FILE"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a parameter file like params.yaml"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -450,7 +455,14 @@ def check_names(params: Params) -> None:
             )
     for name, benchmark in params.benchmarks.items():
         where = f"benchmarks.{name}"
-        class_space(benchmark.classes, where)
+        if not NAME.fullmatch(str(name)) or name in RESERVED:
+            raise UserError(
+                f"params.yaml: benchmarks: {name!r} is no benchmark name; use small letters, digits, _ and - as in my_town, and none "
+                f"of {', '.join(RESERVED)}, whose folders below data/ and results/ hold something else"
+            )
+        commas = [label for label in class_space(benchmark.classes, where).names if "," in label]
+        if commas:  # in the header of a model file a comma parts the names
+            raise UserError(f"params.yaml: {where}.classes: found {commas[0]!r}, expected names without a comma")
         for use in uses(benchmark):
             lookup(params.datasets, use.dataset, "data set", f"{where}.{use.role}")
             if not use.split:

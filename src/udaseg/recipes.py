@@ -1,16 +1,18 @@
 """The method blocks of params.yaml: what each paper leaves to be set. Meanings and sources: docs/methods/*.md.
 
 Steps that papers give for 40 000 iterations are fractions of the run here. A value left at its default is not part of a run's
-hash, so that a new key does not disown old results.
+hash, so that a new key does not disown old results. `contrast` names the keys that matter to a method's contrast alone, and
+`contrasts` says whether there is any: two recipes that agree in all other keys, one of them without contrast, are twins.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Start = Literal["imagenet", "source_only", "none"]
 Variant = Literal["paper", "released"]
+TERMS = ("sepico", "pipa", "cluda")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Supervised:
     photometric: bool
     crop_max_ratio: float
     native: dict[str, Any]
+    contrast: ClassVar[tuple[str, ...]] = ()
+    contrasts: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,11 @@ class SelfTraining:
     sepico: Sepico | None = None
     pipa: Pipa | None = None
     cluda: Cluda | None = None
+    contrast: ClassVar[tuple[str, ...]] = ("terms", *TERMS)
+
+    @property
+    def contrasts(self) -> bool:
+        return bool(self.terms)
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,14 @@ class Bcl:
     crop_max_ratio: float
     rare_class_temperature: float | None
     native: dict[str, Any] = field(default_factory=dict)
+    contrast: ClassVar[tuple[str, ...]] = (
+        *("forward", "backward", "temperature", "labels", "confidence", "hybrid_in", "prototypes", "normalise"),
+        *("calibration", "momentum", "feature"),
+    )
+
+    @property
+    def contrasts(self) -> bool:
+        return self.forward > 0 or self.backward > 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +219,14 @@ class Plca:
     crop_max_ratio: float
     rare_class_temperature: float | None
     native: dict[str, Any] = field(default_factory=dict)
+    contrast: ClassVar[tuple[str, ...]] = (
+        *("association", "levels", "aggregation", "floor", "stride", "tile"),
+        *("max_pixels", "exclude_self"),
+    )
+
+    @property
+    def contrasts(self) -> bool:
+        return bool(self.levels) and self.association > 0
 
 
 Recipe = Supervised | SelfTraining | Bcl | Plca
@@ -217,4 +242,3 @@ KINDS: dict[str, type] = {
     "bcl": Bcl,
     "plca": Plca,
 }
-TERMS = ("sepico", "pipa", "cluda")

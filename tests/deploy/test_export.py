@@ -135,8 +135,8 @@ def test_an_encoder_that_resizes_has_programs_of_fixed_size_only(
     assert "only programs of fixed size: this encoder resizes images to multiples of 16" in caplog.text
 
 
-def test_a_network_that_cannot_be_traced_has_programs_of_fixed_size_only(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+def test_a_network_that_cannot_be_traced_for_any_size_has_programs_of_fixed_size_only_and_else_none(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object) -> None:
         raise RuntimeError("no such\nshape")
@@ -144,6 +144,10 @@ def test_a_network_that_cannot_be_traced_has_programs_of_fixed_size_only(
     monkeypatch.setattr(step, "convert", refuses)
     with pytest.raises(step.FixedOnly, match=r"cannot be traced for any size \(RuntimeError: no such shape\)"):
         step.build(load(make_model()), (2, 64, 64), free=True)
+    with pytest.raises(UserError) as caught:
+        step.export(make_model(), tmp_path / "out", size=None)
+    assert "cannot be traced at 64x32 (RuntimeError: no such shape); nothing was written" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_program_that_differs_is_an_error_and_leaves_nothing(
@@ -166,6 +170,12 @@ def test_a_program_that_fails_or_gives_no_numbers_is_an_error(make_model: MakeMo
 
     with pytest.raises(UserError, match=r"x: cannot run at 1x3x32x64 \(no kernel\)"):
         step.check("x", fails, network, [(1, 32, 64)])
+
+
+def test_a_folder_below_a_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(UserError, match=r"--out: found the file .*/notes, expected a folder"):
+        step.export(make_model(), tmp_path / "notes/programs", size=None)
 
 
 @pytest.mark.parametrize("package", step.PACKAGES)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_model import DAMAGED_EXIF
 
 from udaseg import params
 from udaseg.data.labels import class_space
@@ -253,6 +254,14 @@ def test_what_is_no_image_is_named_and_the_rest_is_done(
     assert "floating point" in left_out[2] and "holds 70000 to 70000" in left_out[3]
 
 
+def test_a_photograph_with_a_damaged_exif_block_does_not_stop_the_others(make_model: MakeModel) -> None:
+    photo("photos/a.png")
+    Image.new("RGB", (40, 24)).save("photos/b.jpg", exif=DAMAGED_EXIF)
+    photo("photos/c.png")
+    assert "1 of 3 files are no images, first photos/b.jpg (damaged EXIF block" in refused(make_model(), "photos")
+    assert [name for name in written() if name.startswith("ids")] == ["ids/a.png", "ids/c.png"]
+
+
 def test_no_such_path_and_no_image(make_model: MakeModel) -> None:
     Path("empty").mkdir()
     model = make_model()
@@ -272,11 +281,31 @@ def test_a_folder_that_cannot_be_written(make_model: MakeModel, monkeypatch: pyt
     assert written() == []
 
 
-def test_a_file_in_place_of_the_folder_is_kept(make_model: MakeModel) -> None:
+@pytest.mark.parametrize(("file", "out"), [("out", "out"), ("out", "out/sub/deep"), ("out/ids", "out")])
+def test_a_file_in_place_of_a_folder_is_kept(make_model: MakeModel, file: str, out: str) -> None:
     photo("a.png")
-    Path("out").write_text("mine")
-    assert "found the file out, expected a folder" in refused(make_model(), "a.png")
-    assert Path("out").read_text() == "mine"
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text("mine")
+    assert f"--out: found the file {file}, expected a folder" in refused(make_model(), "a.png", out=out)
+    assert Path(file).read_text() == "mine" and not Path("out/classes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "said"),
+    [
+        (["photos/a.jpg", "photos/a.png/b.jpg"], ["photos"], "a file lies where a folder belongs"),
+        (["a.jpg", "photos/a.png/b.jpg"], ["photos", "a.jpg"], "a file lies where a folder belongs"),
+        ([f"photos/{'x' * 248}.png"], ["photos"], "choose a shorter name"),
+    ],
+)
+def test_a_result_without_a_place_is_told_in_one_line(
+    make_model: MakeModel, images: list[str], given: list[str], said: str
+) -> None:
+    for name in images:
+        photo(name)
+    message = refused(make_model(), *given)
+    assert "cannot be written" in message and said in message
+    assert not [name for name in written() if name.endswith(".part")]
 
 
 def test_a_full_disk_while_results_are_written(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +325,7 @@ def test_progress_is_told_in_lines(
 ) -> None:
     for n in range(3):
         photo(f"photos/{n}.png")
-    monkeypatch.setattr(step, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("udaseg.evaluation.timing.SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level(logging.INFO, logger="udaseg")
     predict(make_model(), "photos")
     assert "labelled 2 of 3 images" in caplog.messages

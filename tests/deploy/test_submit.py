@@ -177,6 +177,20 @@ def test_a_model_of_other_classes_and_another_ending(make_model: MakeModel) -> N
     assert "expected a file name ending in .zip" in refused(make_model(), "dark_zurich", out="out.tar")
 
 
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("folder.zip", "found the folder folder.zip"), ("notes/out.zip", "found the file notes, expected a folder")],
+)
+def test_an_archive_without_a_place_is_refused_before_anything_is_labelled(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    images(NIGHT)
+    Path("folder.zip").mkdir()
+    Path("notes").touch()
+    monkeypatch.setattr(submit, "Labeller", None)
+    assert said in refused(make_model(), "dark_zurich", out)
+
+
 def rewritten(change: Callable[[dict[str, bytes]], None]) -> Path:
     with zipfile.ZipFile("out.zip") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from tiny_model import DAMAGED_EXIF
 
 from tiny_project import ROOT, Project
 from udaseg import cli, params
@@ -126,14 +127,18 @@ def test_what_cannot_be_done_is_told_in_one_line_and_changes_nothing(
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/a.jpg").write_text("no image")
+    Path("damaged").mkdir()
+    Image.new("RGB", (480, 360)).save("damaged/a.jpg", exif=DAMAGED_EXIF)
     photographs((64, 48), folder="small")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "params.yaml")
     for words, expected in {
         ("nowhere", "--name", "mine"): "no such folder",
         ("empty", "--name", "mine"): "found no image",
         ("broken", "--name", "mine"): "cannot be read as such, first broken/a.jpg",
+        ("damaged", "--name", "mine"): "cannot be read as such, first damaged/a.jpg",
         ("small", "--name", "mine"): "the largest photograph has 64x48 pixels, expected at least 256x192",
         ("photos", "--name", "My Town"): "expected small letters",
+        **{("photos", "--name", name): "holds something else; choose another name" for name in params.RESERVED},
         ("photos", "--name", "camvid"): "is a data set of params.yaml already",
         ("photos", "--name", "streets"): "is a benchmark of params.yaml already",
         ("photos", "--name", "mine", "--like", "street"): "did you mean 'streets'?",

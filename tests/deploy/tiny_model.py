@@ -1,4 +1,4 @@
-"""Model files with random weights, written as a finished training writes them."""
+"""Model files with random weights, written as a finished training writes them; and a damaged EXIF block."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from udaseg import params
 from udaseg.engine.results import write_results
 from udaseg.methods import create
 from udaseg.models import build_model
+
+# big-endian TIFF of two entries: a quarter turn, and a horizontal resolution that is a text
+DAMAGED_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x02\0\0\0\x04abc\0\0\0\0\0"
 
 
 def write_model(

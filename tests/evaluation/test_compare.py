@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from udaseg import params
 from udaseg.artifacts import write_json, write_text
 from udaseg.errors import UserError
 from udaseg.evaluation import compare, tables
 from udaseg.params import Params
 
 MakeParams = Callable[..., Params]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("results/streets")
 
 
@@ -143,22 +145,59 @@ def test_quantiles_of_student() -> None:
         assert compare.quantile(freedom) == pytest.approx(value, abs=1e-6)
 
 
-def test_twins_are_paired(make_params: MakeParams) -> None:
-    for seed, (contrast, off) in enumerate([(42.0, 40.0), (44.0, 41.0)]):
-        put("self_training", seed, contrast)
-        put("self_training-off", seed, off)
-    home = Path("results/reference/streets")
-    home.parent.mkdir()
-    FOLDER.rename(home)
-    p = make_params(methods=["source_only", "self_training"])
-    p.methods["self_training-off"] = p.methods["self_training"]
-    text = compare.compare_benchmark(p, "streets", reference=True)
+def references(benchmark: str, method: str, *scores: float, protocol: str = "matched") -> Path:
+    home = Path("results/reference", benchmark)
+    for seed, miou in enumerate(scores):
+        put(method, seed, miou, f"reference/{benchmark}")
+        write_json(home / method / f"seed{seed}" / "run.json", {"protocol": protocol})
+    return home
+
+
+def test_reference_results_are_those_that_lie_there(make_params: MakeParams) -> None:
+    references("streets", "pipa", 42.0, 44.0)
+    home = references("streets", "self_training", 40.0, 41.0)
+    (home / "pipa/seed0-old").mkdir()
+    (home / "pipa/seed0-old/metrics.json").write_text("{}")
+    text = compare.compare_benchmark(make_params(methods=["source_only", "self_training"]), "streets", reference=True)
     assert "| +2.50 [-3.85, +8.85] |" in text and "without contrast" in text
     methods = json.loads((home / "summary.json").read_text())["methods"]
-    assert list(methods) == ["self_training", "self_training-off"], "what lies there, not what is to run"
-    assert methods["self_training"]["over_off"]["mean"] == 2.5 and methods["self_training-off"]["over_off"] is None
-    with pytest.raises(UserError, match=r"results/reference/camvid: found no results, .*import-run"):
-        compare.compare_benchmark(make_params(), "camvid", reference=True)
+    assert list(methods) == ["pipa", "self_training"], "what lies there, not what is to run"
+    assert methods["pipa"]["over_off"]["mean"] == 2.5 and methods["self_training"]["over_off"] is None
+    with pytest.raises(UserError, match=r"results/reference/gta2cityscapes: found no results, .*import-run"):
+        compare.compare_benchmark(make_params(), "gta2cityscapes", reference=True)
+    with pytest.raises(UserError, match="unknown benchmark 'street'; did you mean 'streets'"):
+        compare.compare_benchmark(make_params(), "street")
+
+
+def test_reference_results_keep_their_own_protocol(make_params: MakeParams) -> None:
+    references("gta2cityscapes", "source_only", 40.0, protocol="native")
+    assert "protocol native" in compare.compare_benchmark(make_params(), "gta2cityscapes", reference=True)
+    references("gta2cityscapes", "oracle", 40.0)
+    with pytest.raises(UserError, match=r"protocol native in .*source_only.*, matched in .*oracle.* one for all"):
+        compare.compare_benchmark(make_params(), "gta2cityscapes", reference=True)
+
+
+def test_twins_differ_in_contrast_alone() -> None:
+    p = params.load(ROOT / "params.yaml")
+    methods = list(p.methods)
+    night = [m for m in methods if m != "sepico-night_off"]
+    for method, among, expected in (
+        ("sepico", methods, "sepico-off"),
+        ("sepico-proto", methods, "sepico-off"),
+        ("sepico-pipa", methods, "sepico-off"),
+        ("sepico-night", methods, "sepico-night_off"),
+        ("sepico-night", night, None),
+        ("pipa", ["self_training", "pipa"], "self_training"),
+        ("pipa-released", methods, None),
+        ("bcl-uncalibrated", methods, "bcl-off"),
+        ("bcl-released", methods, None),
+        ("plca-direct", methods, "plca-off"),
+        ("plca-released", methods, None),
+        ("plca-off", methods, None),
+        ("self_training", methods, None),
+        ("oracle", methods, None),
+    ):
+        assert compare.twin(p, "gta2cityscapes", method, among) == expected, method
 
 
 def test_select(make_params: MakeParams) -> None:

@@ -126,5 +126,8 @@ def test_lookup_finds_nothing_where_nothing_is_published() -> None:
     benchmarks = load().benchmarks
     for name in ("streets", "streets2camvid", "camvid_day2dusk", "cityscapes2acdc"):
         assert published.lookup("self_training", name, benchmarks[name]) is None
-    assert published.lookup("sepico-off", "gta2cityscapes", benchmarks["gta2cityscapes"]) is None  # a twin of ours
+    for ours in ("sepico-off", "sepico-night_off", "sepico-pipa", "pipa-patch"):  # twin, combination, ablation
+        assert published.lookup(ours, "cityscapes2darkzurich", benchmarks["cityscapes2darkzurich"]) is None
+        assert published.lookup(ours, "gta2cityscapes", benchmarks["gta2cityscapes"]) is None
+    assert published.lookup("sepico-night", "cityscapes2darkzurich", benchmarks["cityscapes2darkzurich"]) is not None
     assert published.lookup("self_training-dacs", "cityscapes2darkzurich", benchmarks["cityscapes2darkzurich"]) is None

@@ -125,6 +125,17 @@ def test_i_14_bridges_refuse(finished: Repository) -> None:
     assert "dvc.lock" in finished.udaseg("sync", expect=2)
 
 
+def test_i_15_results_come_back_from_the_run_cache(finished: Repository) -> None:
+    finished.set("methods/self_training/threshold", 0.9)
+    assert "train@streets-self_training-0" in stages_run(finished.dvc("repro"))
+    finished.git("checkout", "--quiet", "params.yaml")
+    assert stages_run(finished.dvc("repro")) == []
+    finished.dvc("status", "--quiet")
+    assert finished.git("status", "--porcelain") == ""
+    finished.udaseg("sync")
+    assert finished.planned() == {}
+
+
 def test_i_19_metrics_diff_across_methods(finished: Repository) -> None:
     path = "results/selected/metrics.json"
     finished.set("select/method", "source_only")
@@ -154,7 +165,8 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     shutil.copytree(finished / TRAINED, tmp_path / "run")
     home = finished.udaseg("import-run", str(tmp_path / "run"), "--reference").strip()
     assert home == "results/reference/streets/self_training/seed0"
-    assert {path.name for path in (finished / home).iterdir()} == {"metrics.json", "run.json", "history.csv"}
+    names = {"metrics.json", "run.json", "history.csv", "analysis.json"}
+    assert {path.name for path in (finished / home).iterdir()} == names
     assert "results/reference/" in finished.git("status", "--porcelain")
 
     for path in (finished / TRAINED).iterdir():
@@ -164,6 +176,11 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     assert "train" not in planned
     assert planned["evaluate"] == 1
 
+    model = tmp_path / "run/model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:100])
+    assert "model.safetensors: damaged" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
+    model.write_bytes(whole)
     finished.set("methods/self_training/threshold", 0.9)
     text = finished.udaseg("import-run", str(tmp_path / "run"), "--reference", expect=2)
     assert "params_hash: found" in text
@@ -177,6 +194,22 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     assert "data_hash: found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
     (tmp_path / "run/model.safetensors").unlink()
     assert "model.safetensors: not found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
+
+
+def test_import_of_runs_that_follow_each_other(finished: Repository, tmp_path: Path) -> None:
+    """A fresh machine has no pretrained model: the run of source_only brings it, and nothing is left half imported before."""
+    for method in ("source_only", "self_training"):
+        shutil.copytree(finished / f"results/streets/{method}/seed0", tmp_path / method)
+    for method in ("pretrained", "source_only", "self_training"):
+        shutil.rmtree(finished / f"results/streets/{method}")
+    text = finished.udaseg("import-run", str(tmp_path / "self_training"), expect=2)
+    assert "results/streets/pretrained/seed0/model.safetensors: not found" in text
+    assert not (finished / TRAINED).exists()
+    finished.udaseg("import-run", str(tmp_path / "source_only"))
+    finished.udaseg("import-run", str(tmp_path / "self_training"))
+    planned = finished.planned()
+    assert "pretrain" not in planned and "train" not in planned
+    assert planned["evaluate"] == 2
 
 
 def test_stage_runs_its_rule_alone(finished: Repository) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from repository import ROOT, Repository, value_keys
+from repository import ROOT, TRAINED, Repository, value_keys
 
 from udaseg import artifacts, params
 from udaseg.errors import UserError
@@ -181,6 +181,15 @@ def test_only_what_is_made_can_be_selected(finished: Repository, monkeypatch: py
     monkeypatch.chdir(finished.folder)
     with pytest.raises(UserError, match=r"select\.method: found oracle"):
         plan.load(finished.params)
+
+
+def test_i_18_a_training_takes_fewer_gpus_where_fewer_are_lent(fresh: Repository) -> None:
+    """The global batch is that of params.yaml in any case: the number of devices is no part of a run's hash."""
+    fresh.set("run/device", "auto")
+    fresh.set("run/gpus_per_run", 2)
+    for lent, expected in ((0, 0), (1, 1), (4, 2)):
+        text = fresh.snakemake("-n", "--printshellcmds", "--resources", f"gpu={lent}", "--", TRAINED + "/model.safetensors")
+        assert set(re.findall(r"udaseg with-gpus (\d)", text)) == {str(expected)}, lent
 
 
 def test_i_22_all_benchmarks_plan_without_data(fresh: Repository) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 from udaseg.data.labels import IGNORE
 from udaseg.data.prepared import find
 from udaseg.errors import UserError
-from udaseg.evaluation.evaluate import DECODERS, samples_of
-from udaseg.evaluation.loading import batches
+from udaseg.evaluation.evaluate import samples_of
+from udaseg.evaluation.loading import batches, decoders
 from udaseg.models import Segmenter
 from udaseg.params import Run, Use, uses
 
@@ -107,8 +107,7 @@ def draw_domain(run: Run, use: Use, domain: int, network: Segmenter, device: tor
     most = np.full(len(run.classes), p.per_class)
     kept = np.empty(0, record(network.feature_channels))
     images = iter(chosen)
-    threads = DECODERS if device.type == "cuda" else 1
-    for pixels, label in batches(prepared, [samples[i] for i in chosen], run.classes, threads):
+    for pixels, label in batches(prepared, [samples[i] for i in chosen], run.classes, decoders(device)):
         maps = network.feature(network(network.normalise(pixels.to(device))))
         pure_label = pure_cells(label.to(device), (maps.shape[-2], maps.shape[-1]))
         for feature, pure in zip(maps, pure_label, strict=True):

@@ -152,21 +152,22 @@ def build(trained: Trained, shape: Shape, *, free: bool) -> dict[str, bytes]:
 
     Raises:
         FixedOnly: `free`, and the network cannot be traced so.
+        UserError: it cannot be traced at all.
     """
     network, (batch, height, width) = exportable(trained.network), shape
     example = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    if not free:
-        return convert(network, example, None, trained.header)
-    if network.encoder.multiple > 1:
+    if free and network.encoder.multiple > 1:
         raise FixedOnly(
             f"this encoder resizes images to multiples of {network.encoder.multiple}, which a program cannot ask"
         )
     dims = {0: Dim("batch", min=1), 2: Dim("height", min=LEAST), 3: Dim("width", min=LEAST)}
     try:
-        return convert(network, example, {"images": dims}, trained.header)
+        return convert(network, example, {"images": dims} if free else None, trained.header)
     except Exception as error:  # whatever torch or the encoder says, the answer is the same
-        reason = " ".join(str(error).split())[:160]
-        raise FixedOnly(f"this encoder cannot be traced for any size ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if free:
+            raise FixedOnly(f"this encoder cannot be traced for any size ({reason})") from error
+        raise UserError(f"the network cannot be traced at {width}x{height} ({reason}); {ADVICE}") from error
 
 
 def convert(

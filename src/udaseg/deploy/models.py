@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from udaseg.checking import build
 from udaseg.data.labels import ClassSpace
 from udaseg.errors import UserError
-from udaseg.evaluation.evaluate import TEACHER
+from udaseg.evaluation.loading import by_network
 from udaseg.models import Segmenter, build_model, load_model_file, load_state
 from udaseg.params import Model, Size
 
@@ -59,7 +60,7 @@ def load(path: Path, device: str = "cpu") -> Trained:
         said = str(error).removeprefix("params.yaml: ")
         raise UserError(f"{path}: its header cannot be read ({said}); train again, or fetch the file again") from None
     network = build_model(spec, len(classes))
-    load_state(network, {name: value for name, value in state.items() if not name.startswith(TEACHER)}, path)
+    load_state(network, by_network(state)[""], path)
     return Trained(network.to(where).eval(), classes, size, header, where)
 
 
@@ -71,9 +72,10 @@ def choose(device: str) -> torch.device:
 
 
 def check_folder(out: Path) -> None:
-    """Raises UserError where results cannot go: `out` is a file."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: found the file {out}, expected a folder, which may be a new one")
+    """Raises UserError where results cannot go: `out`, or the folder it would be made in, is a file."""
+    first = next(filter(os.path.lexists, (out, *out.parents)), None)
+    if first and not os.path.isdir(first):
+        raise UserError(f"--out: found the file {first}, expected a folder, which may be a new one")
 
 
 def check(header: Mapping[str, str], path: Path) -> None:

@@ -32,8 +32,8 @@ from udaseg.data.folder import IMAGES
 from udaseg.data.labels import ClassSpace
 from udaseg.deploy.models import Trained, check_folder, load
 from udaseg.errors import UserError
-from udaseg.evaluation.evaluate import DECODERS, SECONDS_BETWEEN_LINES, Clock
-from udaseg.evaluation.loading import MOST_IMAGES, MOST_PIXELS, ahead
+from udaseg.evaluation.loading import ahead, decoders, grouped
+from udaseg.evaluation.timing import Clock, Progress
 from udaseg.params import Size
 
 log = logging.getLogger("udaseg")
@@ -63,7 +63,8 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
         UserError: no image, two images for one result, a model that cannot be used, a folder that cannot be written;
             after all others are done: a file that is no image.
     """
-    check_folder(out)
+    for kind in ENDINGS:
+        check_folder(out / kind)
     names = find(images, out)
     trained = load(model, device)
     write_text(out / "classes.csv", legend(trained.classes))
@@ -83,12 +84,10 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
 
 def counted(items: Iterable[T], total: int) -> Iterator[T]:
     """The items, and from time to time a line on how many have passed."""
-    said = time.perf_counter()
+    progress = Progress("labelled", total)
     for done, item in enumerate(items, 1):
         yield item
-        if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
-            said = time.perf_counter()
-            log.info("labelled %d of %d images", done, total)
+        progress.reached(done)
 
 
 # --- which files ----------------------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class Labeller:
         """What `finish` makes of each answer, in order; it runs in threads beside the network, a few answers behind."""
         waiting: deque[Future[T]] = deque()
         with ThreadPoolExecutor(ENCODERS) as pool:
-            for photos in grouped(self.photos(files)):
+            for photos in grouped(self.photos(files), lambda photo: (photo.view.shape[1:], photo.image.shape[:2])):
                 for answer in self.look(photos):
                     waiting.append(pool.submit(finish, answer))
                     if len(waiting) > ENCODERS:
@@ -186,8 +185,7 @@ class Labeller:
                 yield future.result()
 
     def photos(self, files: Iterable[Path]) -> Iterator[Photo]:
-        threads = DECODERS if self.trained.device.type == "cuda" else 1
-        for found in ahead(functools.partial(read, size=self.size), files, threads):
+        for found in ahead(functools.partial(read, size=self.size), files, decoders(self.trained.device)):
             if isinstance(found, Photo):
                 yield found
             else:
@@ -213,7 +211,7 @@ def read(path: Path, size: Size) -> Photo | str:
     try:
         with Image.open(path) as opened:
             opened.load()
-            image = eight_bits(ImageOps.exif_transpose(opened))
+            image = eight_bits(upright(opened))
     except UnidentifiedImageError:
         return f"{path} (no image)"
     except UNREADABLE as error:
@@ -221,6 +219,18 @@ def read(path: Path, size: Size) -> Photo | str:
     wanted = fit(*image.size, size)
     view = image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR)
     return Photo(path, np.asarray(image), torch.from_numpy(np.array(view).transpose(2, 0, 1)))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation says.
+
+    Raises:
+        ValueError: an EXIF block that Pillow cannot read, or cannot write anew without the orientation.
+    """
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # of many types, TypeError and AttributeError among them
+        raise ValueError("damaged EXIF block: save the image without it") from error
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -237,28 +247,6 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("holds floating point numbers, expected 8 or 16 bits a channel")
     return image.convert("RGB")
-
-
-def grouped(photos: Iterable[Photo]) -> Iterator[list[Photo]]:
-    """Neighbours of equal sizes, as many as share a pass."""
-    group: list[Photo] = []
-    for photo in photos:
-        if group and (shapes(photo) != shapes(group[0]) or len(group) == room(photo)):
-            yield group
-            group = []
-        group.append(photo)
-    if group:
-        yield group
-
-
-def shapes(photo: Photo) -> tuple[tuple[int, ...], torch.Size]:
-    return photo.image.shape, photo.view.shape
-
-
-def room(photo: Photo) -> int:
-    """How many images of this size share a pass."""
-    pixels = max(photo.image.size, photo.view.numel()) // 3
-    return max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
 
 
 def enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:

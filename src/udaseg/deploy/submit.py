@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import os
 import re
 import time
 import zipfile
@@ -24,7 +25,7 @@ from udaseg.artifacts import writing
 from udaseg.data.convert import LABEL_LEVEL, UNREADABLE, png
 from udaseg.data.formats import CITIES, EXPECTED
 from udaseg.data.labels import CITYSCAPES, NAMES
-from udaseg.deploy.models import load
+from udaseg.deploy.models import check_folder, load
 from udaseg.deploy.predict import Answer, Labeller, counted
 from udaseg.errors import UserError
 
@@ -95,11 +96,15 @@ def submit(model: Path, images: Path, server: str, out: Path, *, device: str) ->
         One line: what is in the archive.
 
     Raises:
-        UserError: another class list, test images missing, foreign or of another size, an archive that would be refused.
+        UserError: an archive that cannot be written or would be refused, another class list, test images missing, foreign or
+            of another size.
     """
     wanted = SERVERS[server]
     if out.suffix != ".zip":
         raise UserError(f"--out: found {out}, expected a file name ending in .zip")
+    if os.path.isdir(out):
+        raise UserError(f"--out: found the folder {out}, expected the name of an archive; choose another")
+    check_folder(out.parent)
     trained = load(model, device)
     if trained.classes.names != NAMES:
         raise UserError(

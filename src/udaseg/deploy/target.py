@@ -24,10 +24,10 @@ from udaseg.checking import lookup
 from udaseg.data import folder as folders
 from udaseg.data.convert import UNREADABLE, fit
 from udaseg.errors import UserError
-from udaseg.params import NAME, Benchmark, Dataset, Params, Size
+from udaseg.params import NAME, RESERVED, Benchmark, Dataset, Params, Size
 
 MULTIPLE = 32  # of target sizes: what the deepest encoders shrink by
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 LAYOUT = (
     "params.yaml: found `datasets` or `benchmarks` in another layout than one indented entry after the other; lay them out "
     "like that, or add the blocks by hand (docs/your-own-images.md)"
@@ -56,7 +56,7 @@ def new_target(path: Path, folder: Path, *, name: str, like: str) -> str:
     check_name(p, name)
     sizes = sizes_of(folder, name)
     size = target_size(sizes, block, folder)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     dataset = {"format": "folder", "root": str(folder)}
     changes = {
         "target": f"{name}/train",
@@ -74,6 +74,10 @@ def new_target(path: Path, folder: Path, *, name: str, like: str) -> str:
 def check_name(p: Params, name: str) -> None:
     if not NAME.fullmatch(name):
         raise UserError(f"--name: found {name!r}, expected small letters, digits, _ and - as in my_town")
+    if name in RESERVED:
+        raise UserError(
+            f"--name: found {name!r}, but the folder of that name below data/ or results/ holds something else; choose another name"
+        )
     for kind, table in (("data set", p.datasets), ("benchmark", p.benchmarks)):
         if name in table:
             raise UserError(f"--name: found {name!r}, which is a {kind} of params.yaml already; choose another name")
@@ -94,9 +98,12 @@ def sizes_of(folder: Path, name: str) -> Counter[tuple[int, int]]:
         assert item.image
         try:
             with Image.open(item.image) as image:
-                turned = image.getexif().get(0x0112) in TURNED
-                sizes[image.size[::-1] if turned else image.size] += 1
-        except UNREADABLE:
+                exif = image.getexif()
+                orientation = exif.get(ORIENTATION, 1)
+                if orientation in range(2, 9):
+                    exif.tobytes()  # as Pillow does when it turns the image; a damaged block stops it
+                sizes[image.size[::-1] if orientation in TURNED else image.size] += 1
+        except (*UNREADABLE, AttributeError, TypeError):  # the last two: Pillow on damaged EXIF
             problems.append(item.image)
     if problems:
         raise UserError(

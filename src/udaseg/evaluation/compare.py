@@ -7,12 +7,13 @@ seed gives none.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from udaseg.artifacts import read_json, write_json, write_text, writing
 from udaseg.errors import UserError
@@ -37,12 +38,15 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
         The text of summary.md.
 
     Raises:
-        UserError: scores of a method and seed are missing or damaged; no reference results.
+        UserError: scores of a method and seed are missing or damaged; no labelled split; no reference results.
     """
+    tables.test_split(p, benchmark)
     home = REFERENCES / benchmark if reference else Path("results") / benchmark
     seeds = seeds_below(p, home) if reference else {method: p.run.seeds for method in p.run.methods}
     if not seeds:
         raise UserError(f"{home}: found no results, expected some; `udaseg import-run RUN --reference` puts them there")
+    if reference:
+        p = dataclasses.replace(p, run=dataclasses.replace(p.run, protocol=protocol_below(home, seeds)))
     scores = {
         method: {seed: read_metrics(home, p.resolve(benchmark, method, seed)) for seed in numbers}
         for method, numbers in seeds.items()
@@ -72,10 +76,24 @@ def seeds_below(p: Params, home: Path) -> dict[str, tuple[int, ...]]:
     order = list(p.run.methods)
     kinds = {method: method.partition("-")[0] for method in p.methods}
     methods = sorted(p.methods, key=lambda m: (order.index(kinds[m]) if kinds[m] in order else len(order), m))
-    found = {method: sorted(home.glob(f"{method}/seed*/metrics.json")) for method in methods}
-    return {
-        m: tuple(int(path.parent.name.removeprefix("seed")) for path in paths) for m, paths in found.items() if paths
-    }
+    seeds = {method: [path.parent.name[4:] for path in home.glob(f"{method}/seed*/metrics.json")] for method in methods}
+    return {m: tuple(sorted(int(seed) for seed in found if seed.isdigit())) for m, found in seeds.items() if found}
+
+
+def protocol_below(home: Path, seeds: Mapping[str, Sequence[int]]) -> Literal["matched", "native"]:
+    """The protocol of the runs of each method and seed below `home`, whatever params.yaml says now.
+
+    Raises:
+        UserError: a record is missing or damaged, or there are both.
+    """
+    records = [home / method / f"seed{seed}" / "run.json" for method, numbers in seeds.items() for seed in numbers]
+    found = {read_json(path, "the record of a training run").get("protocol"): path for path in records}
+    if len(found) > 1 or not found.keys() <= {"matched", "native"}:
+        said = ", ".join(f"{protocol} in {path}" for protocol, path in found.items())
+        raise UserError(
+            f"{home}: found protocol {said}, expected matched or native and one for all; keep the others elsewhere"
+        )
+    return cast(Literal["matched", "native"], next(iter(found)))
 
 
 def read_metrics(home: Path, run: Run) -> dict[str, Any]:
@@ -109,17 +127,22 @@ def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
 
 
 def twin(p: Params, benchmark: str, method: str, among: Sequence[str]) -> str | None:
-    """The method `among` others with the same recipe without contrast: `sepico-off` of `sepico` and of `sepico-released`.
+    """The method `among` others with the same recipe without contrast, whatever its name; None for one without contrast itself.
 
-    A twin under another name counts too: `pipa-off` comes to the same recipe as `self_training`.
+    `sepico-night_off` of `sepico-night`, `self_training` of `pipa`; nothing of a recipe that differs in its step too.
     """
-    off = f"{method.partition('-')[0]}-off"
-    if off not in p.methods or off == method:
+
+    def rest(run: Run) -> dict[str, Any]:
+        block = {key: value for key, value in run.resolved["method"].items() if key not in run.method.contrast}
+        return run.resolved | {"method": block}
+
+    if not p.methods[method].contrasts:
         return None
-    if off in among:
-        return off
-    recipe = p.resolve(benchmark, off, 0).hash
-    return next((other for other in among if p.resolve(benchmark, other, 0).hash == recipe), None)
+    ours = rest(p.resolve(benchmark, method, 0))
+    others = sorted(
+        (m for m in among if not p.methods[m].contrasts), key=lambda m: not m.startswith(method.split("-")[0])
+    )
+    return next((other for other in others if rest(p.resolve(benchmark, other, 0)) == ours), None)
 
 
 def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:

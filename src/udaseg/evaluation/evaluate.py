@@ -11,8 +11,7 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +27,14 @@ from udaseg.engine import runtime
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, inference, predictions, scores
 from udaseg.evaluation.inference import Predict
-from udaseg.evaluation.loading import batches
+from udaseg.evaluation.loading import TEACHER, batches, by_network, decoders
 from udaseg.evaluation.predictions import Prediction, Recorder
+from udaseg.evaluation.timing import Clock, Progress
 from udaseg.methods import method_class
 from udaseg.models import Segmenter, build_model, load_model_file, load_state
 from udaseg.params import Run, Test, Use, uses
 
 log = logging.getLogger("udaseg")
-TEACHER = "teacher."
-DECODERS = 4  # threads that decode for a GPU; on a CPU they would only compete with the network
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def evaluate_run(run: Run) -> str:
@@ -108,12 +105,8 @@ def load_networks(run: Run, device: torch.device) -> dict[str, Segmenter]:
     for key, expected in (("params_hash", run.hash), ("classes", ",".join(run.classes.names))):
         if header.get(key) != expected:
             raise UserError(f"{path}: {key}: found {header.get(key)}, expected {expected}; run `{again}` again")
-    parts: dict[str, dict[str, Tensor]] = {"": {}}
-    for name, value in state.items():
-        prefix = TEACHER if name.startswith(TEACHER) else ""
-        parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
     networks = {}
-    for prefix, part in parts.items():
+    for prefix, part in by_network(state).items():
         network = build_model(run.benchmark.model, len(run.classes))
         load_state(network, part, path)
         networks[prefix] = network.to(device).eval()
@@ -208,9 +201,9 @@ def score_images(
     views = views or {"": inference.from_test(student.predict, run.benchmark.test)}
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
     cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
-    clock = Clock(device)
-    done, began, said = 0, time.perf_counter(), time.perf_counter()
-    for images, label in batches(prepared, samples, run.classes, DECODERS if device.type == "cuda" else 1):
+    clock, progress = Clock(device), Progress("scored", len(samples))
+    done, began = 0, time.perf_counter()
+    for images, label in batches(prepared, samples, run.classes, decoders(device)):
         images, label = student.normalise(images.to(device)), label.to(device)
         for name, predict in views.items():
             with clock.network(), cast:
@@ -223,38 +216,9 @@ def score_images(
                     [sample.name for sample in samples[done : done + len(images)]], found, scores.by_image(by_image)
                 )
         done += len(images)
-        if time.perf_counter() - said > SECONDS_BETWEEN_LINES:
-            said = time.perf_counter()
-            log.info("scored %d of %d images", done, len(samples))
+        progress.reached(done)
     network = clock.seconds()
     return Scored(matrices, Timing(time.perf_counter() - began, network))
-
-
-class Clock:
-    """Seconds spent in the network. On CUDA events mark the begin and the end, and only `seconds` waits for them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.spent = 0.0
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def network(self) -> Iterator[None]:
-        if self.device.type != "cuda":
-            began = time.perf_counter()
-            yield
-            self.spent += time.perf_counter() - began
-            return
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        yield
-        end.record()
-        self.events.append((begin, end))
-
-    def seconds(self) -> float:
-        if self.events:
-            torch.cuda.synchronize(self.device)
-        return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
 
 
 def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:

@@ -1,10 +1,14 @@
-"""Images and labels of one split, read ahead in background threads so that the network does not wait for decoding."""
+"""What a network needs before it works: its weights out of a model file, and images of equal sizes, read ahead.
+
+Background threads read, so that the network does not wait for decoding.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,10 +22,22 @@ from udaseg.data.prepared import Prepared, Sample
 In = TypeVar("In")
 Out = TypeVar("Out")
 Pair = tuple[Tensor, Tensor]
+Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # (height, width) of what the network sees, and of its result
+
+TEACHER = "teacher."  # before the names of its tensors in a model file
 
 # Small images share a pass; one image of Cityscapes fills it. Bounds the logits to 2 MiB pixels times classes.
 MOST_IMAGES = 8
 MOST_PIXELS = 2**21
+
+
+def by_network(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a model file: the student's under "", the teacher's, if it has one, under TEACHER."""
+    parts: dict[str, dict[str, Tensor]] = {"": {}}
+    for name, value in state.items():
+        prefix = TEACHER if name.startswith(TEACHER) else ""
+        parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
+    return parts
 
 
 def batches(prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, threads: int = 1) -> Iterator[Pair]:
@@ -42,28 +58,26 @@ def batches(prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, 
         image = np.ascontiguousarray(prepared.image(sample).transpose(2, 0, 1))
         return torch.from_numpy(image), torch.from_numpy(lut[prepared.label(sample)])
 
-    group: list[Pair] = []
-    for pair in ahead(read, samples, threads):
-        if group and (shapes(pair) != shapes(group[0]) or len(group) == room(pair)):
-            yield stack(group)
-            group = []
-        group.append(pair)
-    if group:
-        yield stack(group)
+    for group in grouped(ahead(read, samples, threads), lambda pair: (pair[0].shape[1:], pair[1].shape)):
+        images, labels = zip(*group, strict=True)
+        yield torch.stack(images), torch.stack(labels)
 
 
-def shapes(pair: Pair) -> tuple[torch.Size, torch.Size]:
-    return pair[0].shape, pair[1].shape
+def grouped(items: Iterable[In], sizes: Callable[[In], Sizes]) -> Iterator[list[In]]:
+    """Neighbours of equal sizes, as many as share a pass."""
+    for same, neighbours in itertools.groupby(items, sizes):
+        while group := list(itertools.islice(neighbours, room(same))):
+            yield group
 
 
-def room(pair: Pair) -> int:
-    """How many pairs of this size share a pass."""
-    pixels = max(pair[1].numel(), pair[0].numel() // 3)
-    return max(1, min(MOST_IMAGES, MOST_PIXELS // pixels))
+def room(sizes: Sizes) -> int:
+    """How many images of these sizes share a pass."""
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // max(map(math.prod, sizes))))
 
 
-def stack(group: Sequence[Pair]) -> Pair:
-    return torch.stack([image for image, _ in group]), torch.stack([label for _, label in group])
+def decoders(device: torch.device) -> int:
+    """Threads that decode: several for a GPU; on a CPU they would only compete with the network."""
+    return 4 if device.type == "cuda" else 1
 
 
 def ahead(work: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[Out]:

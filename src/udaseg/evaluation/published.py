@@ -20,6 +20,7 @@ from udaseg.params import Benchmark, Model
 
 SCORES = ("miou", "miou16", "miou13")
 HEADLINE = {"cityscapes19": "miou", "cityscapes16": "miou16", "cityscapes13": "miou13"}  # class space -> column
+PAPERS_OWN = ("released", "night", "synthia")  # variants: the same method as its authors run it
 NETWORKS = {"deeplabv2": "DeepLab-V2", "daformer": "DAFormer", "segformer": "SegFormer"}
 
 
@@ -93,12 +94,15 @@ def lookup(method: str, name: str, benchmark: Benchmark) -> dict[str, Any] | Non
 
 
 def family_of(method: str) -> str | None:
-    """The table's name for a method of ours: its own if listed, else the part before "-". Twins without terms have none."""
+    """The table's name for a method of ours: its own if listed, else its family's where it stands for the paper's own result.
+
+    Ablations, twins and combinations of ours have none.
+    """
     known = {row.method for row in rows()}
     kind, _, variant = method.partition("-")
     if method in known:
         return method
-    return kind if kind in known and variant != "off" else None
+    return kind if kind in known and variant in PAPERS_OWN else None
 
 
 def backbone_of(model: Model) -> tuple[str, str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from udaseg.checking import lookup
+from udaseg.errors import UserError
 from udaseg.params import Params
+
+SYNTHETIC = ("streets", "gta5", "synthia")  # formats of rendered images
 
 
 def markdown(summary: dict[str, Any], p: Params) -> str:
     """Methods, scores, paired gains, published numbers with their sources below."""
-    benchmark = p.benchmarks[summary["benchmark"]]
     size = len(p.resolve(summary["benchmark"], "source_only", 0).classes)
     blocks = summary["methods"]
     # a subset over all classes (miou19 of 19) says what mIoU says
@@ -35,21 +38,36 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
             *([gain(block["over_off"])] if twins else []),
             *(score(block.get(key)) for key in extra),
             *(score(block["other"].get(name, {}).get("miou")) for name in other),
-            paper(block["published"], benchmark.evaluate[0], notes),
+            paper(block["published"], test_split(p, summary["benchmark"]), notes),
         ]
         for method, block in blocks.items()
     ]
     return "\n".join([*heading(summary, p, size), "", *aligned(header, rows), "", *footnotes(summary, notes)]) + "\n"
 
 
+def test_split(p: Params, benchmark: str) -> str:
+    """The split that the headline is measured on; UserError for a benchmark without one, or that is not known."""
+    splits = lookup(p.benchmarks, benchmark, "benchmark").evaluate
+    if not splits:
+        raise UserError(
+            f"params.yaml: benchmarks.{benchmark}.evaluate: found none, expected at least one labelled split"
+        )
+    return splits[0]
+
+
+def synthetic(p: Params, split: str) -> bool:
+    """Whether the images of `<data set>/<split>` are rendered."""
+    return p.datasets[split.partition("/")[0]].format in SYNTHETIC
+
+
 def heading(summary: dict[str, Any], p: Params, classes: int) -> list[str]:
     name, seeds = summary["benchmark"], summary["seeds"]
-    first = p.benchmarks[name].evaluate[0]
-    synthetic = ", synthetic images" if p.datasets[first.partition("/")[0]].format == "streets" else ""
+    first = test_split(p, name)
+    rendered = ", synthetic images" if synthetic(p, first) else ""
     return [
         f"# {name}",
         "",
-        f"mIoU over {classes} classes in %, {first}{synthetic}; protocol {summary['protocol']}; "
+        f"mIoU over {classes} classes in %, {first}{rendered}; protocol {summary['protocol']}; "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.",
     ]
 
@@ -62,7 +80,7 @@ def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
     if summary["reference"]:
         text += f" Gain: paired difference to {summary['reference']} of the same seed."
     if any(block["over_off"] for block in summary["methods"].values()):
-        text += " Twin: the same recipe without contrast (`-off`)."
+        text += " Twin: the same recipe without contrast; a dash where none was trained."
     if notes:
         text += " Published numbers come from the papers' own recipes and are not measured here."
     return [text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
