@@ -71,6 +71,52 @@ def test_the_files_are_enough_to_measure_and_map_again(
     }
 
 
+def cells_of(source: np.ndarray, target: np.ndarray, label: np.ndarray) -> Sample:
+    """Cells of both domains, ten of an image."""
+    n = len(label)
+    return Sample(
+        feature=np.concatenate([source, target]).astype(np.float16),
+        label=np.tile(label, 2).astype(np.uint8),
+        domain=np.repeat([0, 1], n).astype(np.uint8),
+        image=np.tile(np.arange(n) // 10, 2).astype(np.int32),
+        row=np.zeros(2 * n, np.int16),
+        column=np.zeros(2 * n, np.int16),
+    )
+
+
+def test_classes_are_measured_in_the_target(make_run: MakeRun) -> None:
+    """Two classes, tight in the target and at one place in the source."""
+    run = make_run()
+    label = np.arange(40) % 2
+    values = analyse.measures_of(
+        cells_of(np.ones((40, 2)), np.eye(2)[label], label), run.classes.names, run.params.analysis
+    )
+    assert (values["intra_variance"], values["separation"], values["linear_probe"]) == (0, 2, 100)
+    assert (values["probe_classes"], values["probe_split"]) == (2, "image")
+
+
+def test_pdd_without_a_denominator_is_not_defined_and_said(make_run: MakeRun) -> None:
+    """Two opposite classes: every cosine with the other centre is -1."""
+    run = make_run()
+    label = np.arange(40) % 2
+    x = np.array([[1, 0], [-1, 0]])[label]
+    values = analyse.measures_of(cells_of(x, x, label), run.classes.names, run.params.analysis)
+    assert values["pdd_clamped"] == 40 and values["pdd"] is None
+    assert [block["pdd"] for block in values["class"].values()] == [None, None]
+    assert "pdd not defined" in analyse.table(run, values, {}) and "pdd_difference" in values
+
+
+def test_what_limits_the_probes_is_printed(make_run: MakeRun) -> None:
+    run = make_run()
+    label = np.arange(40) % 2
+    values = analyse.measures_of(
+        cells_of(np.eye(2)[label], np.eye(2)[label], label), run.classes.names, run.params.analysis
+    )
+    assert "probes" not in analyse.table(run, values, {})
+    assert "probes have seen all of them" in analyse.table(run, values | {"probe_split": "cell"}, {})
+    assert "probes asked for 1 classes" in analyse.table(run, values | {"probe_classes": 1}, {})
+
+
 def test_the_map_takes_as_many_of_each_class_and_domain(
     make_run: MakeRun, data: dict[str, FakeData], network: None
 ) -> None:

@@ -45,14 +45,29 @@ def test_a_class_not_counted_has_no_bar(make_runs: MakeRuns) -> None:
     table = classes.iou_heatmap(p, "streets")
     cells = [text.get_text() for text in table.axes[0].texts]
     assert len(cells) == 3 * 20 - 3
-    assert any("not counted, in neither truth nor prediction (train)" in text for text in texts(table))
+    for drawn in (figure, table):
+        assert any("Not counted, in neither truth nor prediction: train." in text for text in texts(drawn))
+
+
+def test_a_class_that_one_method_does_not_count_is_said(make_runs: MakeRuns) -> None:
+    p = make_runs()
+    path = p.resolve("streets", "sepico", 0).folder / "metrics.json"
+    change(path, iou={key: value for key, value in read_json(path, "")["iou"].items() if key != "train"})
+    assert any("nor prediction: train." in text for text in texts(classes.iou_bars(p, "streets")))
 
 
 def test_the_table_holds_the_scores(make_runs: MakeRuns) -> None:
     p = make_runs(seeds=(0, 1))
-    cells = [text.get_text() for text in classes.iou_heatmap(p, "streets").axes[0].texts]
-    mious = [files.metrics(p.resolve("streets", "source_only", seed))["miou"] for seed in (0, 1)]
-    assert cells[0] == f"{sum(mious) / 2:.1f}"
+    ax = classes.iou_heatmap(p, "streets").axes[0]
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    assert rows == list(p.run.methods) and columns == ["mIoU", *p.resolve("streets", "sepico", 0).classes.names]
+    cells = iter(text.get_text() for text in ax.texts)
+    for method in rows:
+        found = [files.metrics(p.resolve("streets", method, seed)) for seed in (0, 1)]
+        for column in columns:
+            values = [one["miou"] if column == "mIoU" else one["iou"][column] for one in found]
+            assert next(cells) == f"{sum(values) / 2:.1f}", (method, column)
 
 
 def test_confusion_is_normalised_by_truth_and_summed_over_seeds(make_runs: MakeRuns) -> None:
@@ -68,7 +83,7 @@ def test_confusion_is_normalised_by_truth_and_summed_over_seeds(make_runs: MakeR
     seen = counts.sum(1) > 0
     assert not seen[-1] and np.isnan(share[~seen]).all()
     np.testing.assert_allclose(share[seen], 100 * counts[seen] / counts[seen].sum(1, keepdims=True))
-    assert any("not counted" in text and "bicycle" in text for text in texts(figure))
+    assert any("Hatched, no pixel in the truth: bicycle." in text for text in texts(figure))
     assert [ax.get_title() for ax in figure.axes[:3]] == list(p.run.methods)
     hatched = [patch for patch in figure.axes[2].patches if isinstance(patch, Rectangle) and patch.get_hatch()]
     assert len(hatched) == 1 and hatched[0].get_zorder() < figure.axes[2].images[0].get_zorder()

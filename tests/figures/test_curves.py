@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from fake_runs import MakeRuns, texts
 
+from tiny_project import Project
+from udaseg import params
 from udaseg.figures import training
 
 
@@ -22,10 +24,23 @@ def test_every_loss_has_a_panel_with_the_methods_that_log_it(make_runs: MakeRuns
     assert "learning rate" not in texts(figure)
 
 
-def test_several_seeds_have_a_band(make_runs: MakeRuns) -> None:
-    figure = training.curves(make_runs(seeds=(0, 1)), "streets")
+def test_several_seeds_have_a_mean_and_a_band(make_runs: MakeRuns) -> None:
+    p = make_runs(seeds=(0, 1))
+    path = Path("results/streets/source_only/seed1/history.csv")
+    path.write_text(path.read_text().replace(",0.5\n", ",0.9\n"))
+    figure = training.curves(p, "streets")
+    np.testing.assert_allclose(np.asarray(figure.axes[1].lines[0].get_ydata())[3:], 0.7)
+    low, high = figure.axes[1].collections[0].get_datalim(figure.axes[1].transData).intervaly
+    assert (low, high) == (0.5, 0.9)
     assert len(figure.axes[0].collections) == 3
     assert any("bands: lowest to highest seed" in text for text in texts(figure))
+
+
+def test_where_nothing_is_scored_the_target_is_named(project: Project, make_runs: MakeRuns) -> None:
+    make_runs()
+    project.set("benchmarks/streets/evaluate", [])
+    figure = training.curves(params.load(), "streets")
+    assert any("streets_photo/train, synthetic images, 19 classes" in text.replace("\n", " ") for text in texts(figure))
 
 
 def test_smoothing_is_a_mean_that_keeps_gaps() -> None:

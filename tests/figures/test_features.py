@@ -10,6 +10,7 @@ from fake_runs import MakeRuns, change, texts
 
 from udaseg.errors import UserError
 from udaseg.figures import features, files
+from udaseg.params import Params
 
 
 def test_maps_show_both_domains_in_class_colours(make_runs: MakeRuns) -> None:
@@ -33,23 +34,51 @@ def test_a_class_without_enough_cells_is_said(make_runs: MakeRuns) -> None:
     assert any("left out: bicycle." in text for text in texts(figure))
 
 
+TITLES = [
+    "variance in a class\n← less is better",
+    "centre distance (CCD)\n← less is better",
+    "separation / variance\n→ more is better",
+    "silhouette\n→ more is better",
+    "discrimination (PDD)\n→ more is better",
+    "gap of domains\n← less is better",
+    "linear probe (%)\n→ more is better",
+    "k\u2011NN (%)\n→ more is better",
+]
+
+
 def test_measures_are_bars_over_methods(make_runs: MakeRuns) -> None:
     p = make_runs(seeds=(0, 1))
     figure = features.compactness(p, "streets")
-    assert len(figure.axes) == len(features.MEASURES)
-    for ax, (key, _, more, _) in zip(figure.axes, features.MEASURES, strict=True):
-        assert ("more is better" if more else "less is better") in ax.get_title()
-        means = [np.mean([files.analysis(p.resolve("streets", m, s))[key] for s in (0, 1)]) for m in p.run.methods]
-        assert [group[0].get_width() for group in ax.containers] == pytest.approx(means)
-    assert "discrimination (PDD)\n→ more is better" in texts(figure)
+    assert [ax.get_title() for ax in figure.axes] == TITLES
+    for ax, key in zip(figure.axes, features.PANELS, strict=True):
+        assert [group[0].get_width() for group in ax.containers] == pytest.approx(means(p, key))
+        diamonds = [line.get_xdata()[0] for line in ax.lines if line.get_gid() == "from source"]
+        assert diamonds == (pytest.approx(means(p, f"{key}_from_source")) if key in ("linear_probe", "knn") else [])
 
 
-def test_a_measure_without_value_is_not_drawn(make_runs: MakeRuns) -> None:
-    p = make_runs()
-    change(Path("results/streets/sepico/seed0/analysis.json"), pdd=None)
+def means(p: Params, key: str) -> list[float]:
+    """Of a measure over two seeds, by method."""
+    return [
+        float(np.mean([files.analysis(p.resolve("streets", method, seed))[key] for seed in (0, 1)]))
+        for method in p.run.methods
+    ]
+
+
+def test_a_measure_that_a_seed_does_not_have_is_not_drawn_and_said(make_runs: MakeRuns) -> None:
+    p = make_runs(seeds=(0, 1))
+    change(Path("results/streets/sepico/seed0/analysis.json"), pdd=None, pdd_clamped=3)
     figure = features.compactness(p, "streets")
     assert texts(figure).count(" not defined") == 1
     assert sorted(len(ax.containers) for ax in figure.axes) == [2, *[3] * 7]
+    assert "PDD is not defined for sepico:" in " ".join(texts(figure)).replace("\n", " ")
+
+
+def test_what_limits_the_probes_is_said(make_runs: MakeRuns) -> None:
+    p = make_runs()
+    assert "Probes" not in " ".join(texts(features.compactness(p, "streets")))
+    change(Path("results/streets/sepico/seed0/analysis.json"), probe_classes=17, classes=18, probe_split="cell")
+    said = " ".join(texts(features.compactness(p, "streets"))).replace("\n", " ")
+    assert "Probes saw all images" in said and "Probes were asked for 17 of 18 classes" in said
 
 
 def test_a_run_without_features_is_told(make_runs: MakeRuns) -> None:

@@ -74,11 +74,18 @@ def test_published_numbers_stand_apart(make_runs: MakeRuns) -> None:
     assert "source_only, sepico: DAFormer (MiT-B5) on cityscapes/val" in said
 
 
+def test_seeds_may_stand_in_any_order(make_runs: MakeRuns) -> None:
+    p = make_runs(seeds=(1, 0))
+    assert summary()["seeds"] == [0, 1]
+    assert len(lines(gains.gain(p, "streets"), "interval")) == 2
+
+
 def test_a_summary_of_other_runs_is_refused(make_runs: MakeRuns) -> None:
     p = make_runs()
     change(SUMMARY, seeds=[0, 1])
     with pytest.raises(
-        UserError, match=r"summary.json: found .*\[0, 1\].*run `udaseg compare --benchmark streets` again"
+        UserError,
+        match=r"summary.json: found methods .* with seeds 0, 1, .*run `udaseg compare --benchmark streets` again",
     ):
         gains.gain(p, "streets")
     SUMMARY.unlink()

@@ -25,9 +25,10 @@ NAN = math.nan
     [
         ([1.0, -2.0, 5.0, 0.0, 3.0], [("largest loss", "1"), ("median", "0"), ("largest gain", "2")]),
         ([1.0, -2.0, 5.0, 0.0], [("largest loss", "1"), ("median", "3"), ("largest gain", "2")]),
-        ([4.0, 4.0, 1.0, 1.0, 2.0], [("largest loss", "2"), ("median", "4"), ("largest gain", "0")]),
-        ([NAN, 1.0, 2.0, NAN], [("largest loss", "1"), ("largest gain", "2")]),
-        ([3.0], [("largest loss", "0")]),
+        ([4.0, 4.0, 1.0, 1.0, 2.0], [("smallest gain", "2"), ("median", "4"), ("largest gain", "0")]),
+        ([-3.0, -1.0, -2.0], [("largest loss", "0"), ("median", "2"), ("smallest loss", "1")]),
+        ([NAN, 1.0, 2.0, NAN], [("smallest gain", "1"), ("largest gain", "2")]),
+        ([3.0], [("smallest gain", "0")]),
     ],
 )
 def test_the_rule(differences: list[float], chosen: list[tuple[str, str]]) -> None:

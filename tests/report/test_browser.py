@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from udaseg.figures import NAMES
+from udaseg.report.report import FIGURES
 
 Watch = Callable[..., Any]
 PHONE = {"width": 360, "height": 740}
@@ -149,6 +151,21 @@ def test_screen_readers_find_names_captions_and_order(watch: Watch, finished: Pa
     assert page.evaluate(UNNAMED) == []
 
 
+def test_screen_readers_hear_names_without_signs_and_what_a_figure_shows(watch: Watch, finished: Path) -> None:
+    """In Chromium's own accessibility tree."""
+    page = watch(finished)
+    head(page, "self_training").locator("button").click()
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    buttons = {
+        node["name"]["value"]: node.get("description", {}).get("value", "")
+        for node in nodes
+        if node.get("role", {}).get("value") == "button"
+    }
+    assert {"class", "self_training", "mIoU %"} <= set(buttons) and not re.search("[↕▲▼]", "".join(buttons))
+    for title, alternative in FIGURES.values():
+        assert buttons[f"Enlarge: {title}"] == alternative
+
+
 def test_the_first_tab_skips_to_the_results(watch: Watch, finished: Path) -> None:
     page = watch(finished)
     page.keyboard.press("Tab")
@@ -169,6 +186,10 @@ def test_on_paper_nothing_is_cut_and_the_ink_is_dark(watch: Watch, finished: Pat
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= A4["width"]
     assert not page.locator("nav").is_visible()
+    closed = page.locator("details:not([open]) :is(pre, p, td)").all()
+    assert len(closed) > 20 and all(node.evaluate("node => node.checkVisibility()") for node in closed)
+    cut = "all => all.filter((node) => node.scrollWidth > node.clientWidth).length"
+    assert page.eval_on_selector_all("pre", cut) == 0
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.evaluate(FAINT)["out"]
     assert page.pdf(format="A4").startswith(b"%PDF")

@@ -20,6 +20,7 @@ from written import write_project
 from tiny_project import ROOT
 from udaseg import params
 from udaseg.errors import UserError
+from udaseg.evaluation.compare import compare_benchmark
 from udaseg.figures import NAMES
 from udaseg.report import papers, report
 from udaseg.report.report import FIGURES, write_report
@@ -58,6 +59,7 @@ def test_numbers_are_those_of_the_files(written: Path) -> None:
     assert row(text, "methods", "self_training")[1:3] == ["39.42", "reference"]
     assert row(text, "further", "self_training") == ["self_training", "12.00"]
     assert row(text, "features", "source_only")[1] == "0.500"
+    assert "A run has 60 cells of 3 classes" in text and "Probes" not in text
     assert "4, 8,192" in text and "synthetic images" in text
 
 
@@ -66,7 +68,45 @@ def test_best_of_a_class_is_marked_and_the_oracle_left_out(written: Path) -> Non
     assert row(text, "classes", "road") == ["road", "★ best: 40.0", "8.0", "90.0"]
     assert row(text, "classes", "sky") == ["sky", "70.0", "★ best: 80.2", "95.0"]
     assert row(text, "classes", "fog") == ["fog", "-", "-", "-"]
-    assert "not counted: fog" in text
+    assert "Not counted, in neither truth nor prediction: fog." in text and "for some runs only" not in text
+
+
+def test_methods_that_count_other_classes_are_named(written: Path) -> None:
+    """The oracle predicts a class that nobody else predicts and no label has."""
+    path = Path("results/streets/oracle/seed0/metrics.json")
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps(metrics | {"iou": metrics["iou"] | {"fog": 0.0}, "absent": []}))
+    compare_benchmark(params.load(), "streets")
+    text = page()
+    assert "over more classes: fog (not for source_only, self_training)." in text and "Not counted" not in text
+
+
+def test_directions_of_the_measures(written: Path) -> None:
+    assert row(page(), "features", "method")[1:] == [
+        "variance in a class ↓",
+        "separation of centres ↑",
+        "separation / variance ↑",
+        "silhouette ↑",
+        "centre distance (CCD) ↓",
+        "discrimination (PDD) ↑",
+        "gap of domains ↓",
+        "linear probe (%) ↑",
+        "linear probe from source (%) ↑",
+        "k\u2011NN (%) ↑",
+        "k\u2011NN from source (%) ↑",
+    ]
+
+
+def test_limits_of_the_measures_are_said(written: Path) -> None:
+    text = page()
+    assert row(text, "features", "oracle")[6] == "-"
+    assert "PDD is not defined for source_only, self_training, oracle" in text
+    path = Path("results/streets/oracle/seed0/analysis.json")
+    other = {"cells": 40, "classes": 4, "probe_classes": 3, "probe_split": "cell"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    text = page()
+    assert "A run has 40 to 60 cells of 3 to 4 classes" in text
+    assert "Probes saw all images" in text and "Probes were asked for 3 of 4 classes" in text
 
 
 def test_published_numbers_have_their_source_and_unreadable_ones_say_so(written: Path) -> None:
@@ -95,15 +135,43 @@ def test_one_seed_has_no_interval_and_says_so(written: Path) -> None:
 def test_several_seeds_have_spread_and_interval(finished: Path) -> None:
     text = finished.read_text()
     cells = row(text, "methods", "source_only")
-    assert cells[1] == "40.50 ± 0.71 (2)" and re.fullmatch(r"34\.15 to 46\.85", cells[2])
+    assert cells[1] == "40.50 ± 0.71 (2)" and cells[-2] == "100" and re.fullmatch(r"34\.15 to 46\.85", cells[2])
     assert row(text, "features", "source_only")[1] == "1.000 ± 0.707"
     assert row(text, "runs", "source_only, seed 1")[1] == "41.00"
+
+
+def test_seeds_may_stand_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, seeds=(1, 0))
+    assert row(page(), "runs", "source_only, seed 1")[1] == "41.00"
 
 
 def test_a_run_without_record_says_so(written: Path) -> None:
     text = page()
     assert "no run.json here" in row(text, "runs", "oracle, seed 0")
     assert row(text, "methods", "oracle")[-3:] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("key", ["steps", "seconds", "peak_memory_mb"])
+def test_a_record_that_lacks_a_number_says_so(written: Path, key: str) -> None:
+    for method in ("source_only", "self_training"):
+        path = Path(f"results/streets/{method}/seed0/run.json")
+        record = json.loads(path.read_text())
+        del record[key]
+        path.write_text(json.dumps(record))
+    text = page()
+    column = ["steps", "seconds", "peak_memory_mb"].index(key) - 3
+    assert row(text, "methods", "source_only")[column] == "-"
+    assert ("No run.json here says how long" in text) == (key == "seconds")
+
+
+def test_a_training_that_serves_several_runs_counts_once(written: Path) -> None:
+    """One run took over what another had taken over."""
+    for method, taken in (("source_only", "pretrained"), ("self_training", "source_only"), ("oracle", "self_training")):
+        path = Path(f"results/streets/{method}/seed0/run.json")
+        record = json.loads(Path("results/streets/source_only/seed0/run.json").read_text())
+        path.write_text(json.dumps(record | {"method": method, "taken_from": f"results/streets/{taken}/seed0"}))
+    assert "1 trainings, 2 minutes in all, at most 1,000 MB each" in page()
 
 
 def test_a_record_of_other_parameters_says_so(written: Path) -> None:
@@ -140,10 +208,12 @@ def test_without_docs_the_page_names_them(written: Path) -> None:
 
 def test_markdown_becomes_a_captioned_table_with_links_from_the_report(written: Path) -> None:
     Path("docs/methods/self_training.md").write_text(
-        "# T\n\n## Departures\n\n| a | b |\n|---|--:|\n| [x](bcl.md#y), [z](https://example.org) | <i>1</i> |\n\n## Cost\n\nmuch\n"
+        "# T\n\n## Departures\n\n| a | b |\n|---|--:|\n| [x](bcl.md#y), [z](https://example.org) | <i>1</i> |\n\n"
+        "### Further\n\n[here](#z)\n\n## Cost\n\nmuch\n"
     )
     (one,) = [page for page in papers.read_all([params.load().resolve("streets", "self_training", 0)], "up")]
     assert one.body is not None and "<caption>T: Departures</caption>" in one.body and 'scope="col"' in one.body
+    assert 'href="up/self_training.md#z"' in one.body and "Further" in one.body
     assert 'href="up/bcl.md#y"' in one.body and 'href="https://example.org"' in one.body
     assert "&lt;i&gt;" in one.body and "style=" not in one.body and "much" not in one.body
 
@@ -194,12 +264,18 @@ def test_snakemake_reads_the_same_caption(name: str, monkeypatch: pytest.MonkeyP
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "no summary": (Path("results/streets/summary.json").unlink, "run `udaseg compare --benchmark streets`"),
     "a damaged summary": (lambda: Path("results/streets/summary.json").write_text("{"), "damaged"),
-    "no comparison": (lambda: Path("results/streets/summary.json").write_text("[]"), "found no comparison in it"),
+    "no comparison": (lambda: Path("results/streets/summary.json").write_text("{}"), "found no comparison in it"),
     "a summary of other methods": (
         lambda: Path("params.yaml").write_text(
             Path("params.yaml").read_text().replace("  - source_only\n  - self", "  - self")
         ),
         "found methods oracle, self_training, source_only with seeds 0, expected those of `run`",
+    ),
+    "nothing scored": (
+        lambda: Path("params.yaml").write_text(
+            re.sub(r"evaluate:\n.*\n", "evaluate: []\n", Path("params.yaml").read_text())
+        ),
+        "benchmarks.streets.evaluate: found none, expected at least one labelled split",
     ),
     "no figure": (Path("figures/streets/tsne.png").unlink, "run `udaseg figure tsne --benchmark streets`"),
     "half a figure": (

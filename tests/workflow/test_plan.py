@@ -188,7 +188,9 @@ def test_i_18_a_training_takes_fewer_gpus_where_fewer_are_lent(fresh: Repository
     fresh.set("run/device", "auto")
     fresh.set("run/gpus_per_run", 2)
     for lent, expected in ((0, 0), (1, 1), (4, 2)):
-        text = fresh.snakemake("-n", "--printshellcmds", "--resources", f"gpu={lent}", "--", TRAINED + "/model.safetensors")
+        text = fresh.snakemake(
+            "-n", "--printshellcmds", "--resources", f"gpu={lent}", "--", TRAINED + "/model.safetensors"
+        )
         assert set(re.findall(r"udaseg with-gpus (\d)", text)) == {str(expected)}, lent
 
 

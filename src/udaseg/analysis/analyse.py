@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,18 @@ def measures_of(cells: Sample, names: tuple[str, ...], p: Analysis) -> dict[str,
     )
     count = np.bincount(label[target])
     classes = {
-        names[k]: {"cells": int(count[i])} | {key: round(float(of[i]), DIGITS) for key, of in by_class.items()}
+        names[k]: {"cells": int(count[i])} | {key: plain(float(of[i])) for key, of in by_class.items()}
         for i, k in enumerate(present)
     }
-    rounded = {name: round(value, DIGITS) for name, value in values.items()}
-    return rounded | {"cells": int(count.sum()), "classes": len(present), "class": classes}
+    overall = {name: plain(value) for name, value in values.items()}
+    return overall | {"cells": int(count.sum()), "classes": len(present), "class": classes}
+
+
+def plain(value: Any) -> Any:
+    """As it stands in a file: rounded, None where it is not defined."""
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else round(value, DIGITS)
 
 
 def few(cells: Sample, most: int) -> np.ndarray:
@@ -96,9 +104,15 @@ def table(run: Run, values: dict[str, Any], left_out: dict[str, tuple[int, int]]
     head = f"{run.benchmark_name} {run.method_name} seed {run.seed}: {values['cells']} cells of {values['classes']} classes"
     lines = [
         f"{head} in each domain",
-        "  ".join(f"{name} {values[name]:.3f}" for name in SHOWN),
+        "  ".join(f"{name} {'not defined' if values[name] is None else format(values[name], '.3f')}" for name in SHOWN),
         "  ".join(f"{name} {values[name]:.2f}" for name in PROBES) + "  (%)",
     ]
+    if values["probe_split"] == "cell":
+        lines.append("too few images to halve: probes have seen all of them, their values are too high")
+    if values["probe_classes"] < values["classes"]:
+        lines.append(
+            f"probes asked for {values['probe_classes']} classes, the others lie in one half of the images alone"
+        )
     if left_out:
         counts = ", ".join(f"{name} ({source}, {target})" for name, (source, target) in left_out.items())
         lines.append(f"left out, fewer than {run.params.analysis.least} pure cells in source or target: {counts}")

@@ -1,6 +1,6 @@
 """How tight, how separate and how alike over domains classes lie in feature space: docs/analysis.md.
 
-All values are means over classes of means over a class's cells, so that large classes do not decide.
+All values are means over classes of means over a class's cells, so that large classes do not decide. NaN: not defined.
 
 shapes: N cells, D channels, K classes (indices 0..K-1, each with a cell); all arrays are float64
 """
@@ -121,7 +121,7 @@ def linear_probe() -> ClassifierMixin:
     return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", tol=1e-3, max_iter=200))
 
 
-def nearest(neighbours: int) -> ClassifierMixin:
+def nearest(neighbours: int) -> KNeighborsClassifier:
     """Majority of the nearest cells; on unit vectors Euclidean and cosine neighbours are the same."""
     return KNeighborsClassifier(neighbours, algorithm="brute")
 
@@ -129,38 +129,66 @@ def nearest(neighbours: int) -> ClassifierMixin:
 def accuracy(
     model: ClassifierMixin, x: np.ndarray, label: np.ndarray, test: np.ndarray, test_label: np.ndarray
 ) -> np.ndarray:
-    """(M,) whether `model`, trained on (N, D), names the classes of (M, D)."""
+    """(M,) whether `model`, trained on (N, D), names the classes of (M, D). Neighbours are at most half of the N cells."""
+    if isinstance(model, KNeighborsClassifier):
+        model = nearest(max(1, min(model.n_neighbors, len(x) // 2)))
     with warnings.catch_warnings(), config_context(working_memory=WORKING_MEMORY):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is part of the measure
         return np.asarray(model.fit(x, label).predict(test) == test_label, np.float64)
 
 
-def halves(label: np.ndarray, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(label: np.ndarray, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Two halves of the cells, no image in both, so that a probe is not asked about images that it has seen.
 
     A class that lies in one half only cannot be asked for. Where fewer than two classes lie in both (a single image), the
     halves are drawn by cell.
 
     Returns:
-        (N,) bool: in the second half; (N,) bool: of a class that lies in both.
+        (N,) bool: in the second half; (N,) bool: of a class that lies in both; what was split, "image" or "cell".
     """
     if len(np.unique(image)) > 1:
         _, second = next(StratifiedGroupKFold(2, shuffle=True, random_state=seed).split(label, label, image))
         half = np.isin(np.arange(len(label)), second)
         both = np.isin(label, np.intersect1d(label[half], label[~half]))
         if len(np.unique(label[both])) > 1:
-            return half, both
+            return half, both, "image"
     _, second = next(StratifiedKFold(2, shuffle=True, random_state=seed).split(label, label))
-    return np.isin(np.arange(len(label)), second), np.ones(len(label), bool)
+    return np.isin(np.arange(len(label)), second), np.ones(len(label), bool), "cell"
 
 
-def cross_accuracy(model: ClassifierMixin, x: np.ndarray, label: np.ndarray, image: np.ndarray, seed: int) -> float:
-    """Mean over classes of the accuracy in percent, each half asked with the other half learnt (see `halves`)."""
-    half, both = halves(label, image, seed)
-    parts = [np.flatnonzero(both & side) for side in (half, ~half)]
-    hits = [accuracy(model, x[a], label[a], x[b], label[b]) for a, b in (parts, parts[::-1])]
-    _, asked = np.unique(label[np.concatenate(parts[::-1])], return_inverse=True)
-    return 100 * float(class_mean(np.concatenate(hits), asked).mean())
+def cross_accuracy(model: ClassifierMixin, x: np.ndarray, label: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """(N,) whether `model` names the class of each cell, each half asked with the other half learnt."""
+    hits = np.empty(len(label))
+    for asked in (half, ~half):
+        hits[asked] = accuracy(model, x[~asked], label[~asked], x[asked], label[asked])
+    return hits
+
+
+def probes(
+    source: np.ndarray,
+    target: np.ndarray,
+    source_label: np.ndarray,
+    target_label: np.ndarray,
+    target_image: np.ndarray,
+    *,
+    neighbours: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracies in percent of classifiers, learnt on the other half of the target and, of the same classes, on the source.
+
+    Both are asked about the same target cells. Arguments as of `measure`.
+    """
+    half, asked, split = halves(target_label, target_image, seed)
+    classes, label = np.unique(target_label[asked], return_inverse=True)
+    known = np.isin(source_label, classes)
+    source, source_label = source[known], np.searchsorted(classes, source_label[known])
+    x, half = target[asked], half[asked]
+    values: dict[str, Any] = {"probe_classes": len(classes), "probe_split": split}
+    for name, model in {"linear_probe": linear_probe(), "knn": nearest(neighbours)}.items():
+        values[name] = 100 * float(class_mean(cross_accuracy(model, x, label, half), label).mean())
+        hits = accuracy(model, source, source_label, x, label)
+        values[f"{name}_from_source"] = 100 * float(class_mean(hits, label).mean())
+    return values
 
 
 def measure(
@@ -172,7 +200,7 @@ def measure(
     *,
     neighbours: int,
     seed: int,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """All measures of a sample.
 
     Args:
@@ -183,14 +211,14 @@ def measure(
         seed: of the halves.
 
     Returns:
-        Values by name, and values of each class (K,) by name.
+        Values by name, and values of each class (K,) by name. `pdd` is NaN where a denominator was raised.
     """
     ratio, clamped = pdd(target, target_label)
     by_class = {
         "intra_variance": intra_variance(target, target_label),
         "compactness": compactness(target, target_label),
         "center_distance": center_distance(target, target_label),
-        "pdd": ratio,
+        "pdd": np.full_like(ratio, np.nan) if clamped else ratio,
         "pdd_difference": pdd_difference(target, target_label),
         "domain_gap": domain_gap(source, source_label, target, target_label),
     }
@@ -200,9 +228,5 @@ def measure(
     values["center_cosine"] = center_cosine(target, target_label)
     values["fisher_ratio"] = values["separation"] / max(values["intra_variance"], LEAST_DISTANCE)
     values["silhouette"] = silhouette(target, target_label)
-    models = {"linear_probe": linear_probe(), "knn": nearest(min(neighbours, len(target) // 4))}
-    for name, model in models.items():
-        values[name] = cross_accuracy(model, target, target_label, target_image, seed)
-        hits = accuracy(model, source, source_label, target, target_label)
-        values[f"{name}_from_source"] = 100 * float(class_mean(hits, target_label).mean())
+    values |= probes(source, target, source_label, target_label, target_image, neighbours=neighbours, seed=seed)
     return values, by_class

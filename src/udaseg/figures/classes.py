@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import seaborn
@@ -17,11 +18,12 @@ from udaseg.figures import files
 from udaseg.figures.gains import setting
 from udaseg.figures.style import (
     DOUBLE,
+    EDGE,
     colours,
     grid,
+    hatched,
     legend_above,
     method_patches,
-    not_counted,
     note,
     unit,
 )
@@ -47,6 +49,12 @@ def iou_by_seed(p: Params, benchmark: str) -> np.ndarray:
     )
 
 
+def not_counted(names: Sequence[str], means: np.ndarray) -> str:
+    """Which classes have no IoU and why; of (methods, K) means."""
+    without = [name for name, column in zip(names, means.T, strict=True) if np.isnan(column).any()]
+    return f"Not counted, in neither truth nor prediction: {', '.join(without)}. " if without else ""
+
+
 def mean_of_known(values: np.ndarray) -> np.ndarray:
     """Mean over axis 1 without NaN; NaN where there is nothing else."""
     known = ~np.isnan(values)
@@ -63,10 +71,8 @@ def iou_bars(p: Params, benchmark: str) -> Figure:
         class_bars(ax, space, group, values, list(colours(p.run.methods).values()))
         ax.set_xlim(-0.5, len(groups[0]) - 0.5)
     legend_above(figure, method_patches(p.run.methods))
-    several = len(p.run.seeds) > 1
-    note(
-        figure, f"{'Bars: mean over seeds; lines: lowest to highest seed.' if several else ''} {setting(p, benchmark)}."
-    )
+    several = "Bars: mean over seeds; lines: lowest to highest seed. " if len(p.run.seeds) > 1 else ""
+    note(figure, f"{several}{not_counted(space.names, mean_of_known(values))}{setting(p, benchmark)}.")
     return figure
 
 
@@ -76,15 +82,15 @@ def class_bars(ax: Axes, space: ClassSpace, group: np.ndarray, values: np.ndarra
     means = mean_of_known(values)
     for k, colour in enumerate(shades):
         x = np.arange(len(group)) + (k - (len(values) - 1) / 2) * width
-        ax.bar(x, means[k, group], width * 0.92, color=colour)
+        ax.bar(x, means[k, group], width * 0.92, color=colour, edgecolor=EDGE, linewidth=0.3)
         for place, one in zip(x, values[k][:, group].T, strict=True):
             if len(one) > 1 and not np.isnan(one).all():
                 ax.plot([place, place], [np.nanmin(one), np.nanmax(one)], color="black", linewidth=0.6, gid="range")
     for place, c in enumerate(group):
         if np.isnan(means[:, c]).all():
-            hatched = not_counted(place - 0.42, 0, 0.84, 1)
-            hatched.set_transform(ax.get_xaxis_transform())
-            ax.add_patch(hatched)
+            area = hatched(place - 0.42, 0, 0.84, 1)
+            area.set_transform(ax.get_xaxis_transform())
+            ax.add_patch(area)
             ax.text(place, 0.5, "not\ncounted", transform=ax.get_xaxis_transform(), ha="center", va="center")
         colour = unit(space.colours[c])
         spot = Rectangle((place - 0.42, -0.07), 0.84, 0.05, transform=ax.get_xaxis_transform(), facecolor=colour)
@@ -98,9 +104,9 @@ def class_bars(ax: Axes, space: ClassSpace, group: np.ndarray, values: np.ndarra
 
 def behind(ax: Axes) -> None:
     """Fills the panel with what shows through where a cell has no value."""
-    hatched = not_counted()
-    hatched.set(transform=ax.transAxes, zorder=-1)
-    ax.add_patch(hatched)
+    area = hatched()
+    area.set(transform=ax.transAxes, zorder=-1)
+    ax.add_patch(area)
 
 
 def iou_heatmap(p: Params, benchmark: str) -> Figure:
@@ -130,9 +136,7 @@ def iou_heatmap(p: Params, benchmark: str) -> Figure:
     ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
     ax.tick_params(axis="x", rotation=90)
     ax.tick_params(axis="y", rotation=0)
-    missing = [name for name, column in zip(space.names, means.T, strict=True) if np.isnan(column).any()]
-    absent = f"Hatched: not counted, in neither truth nor prediction ({', '.join(missing)})." if missing else ""
-    note(figure, f"{absent} {setting(p, benchmark)}.")
+    note(figure, f"{not_counted(space.names, means)}{setting(p, benchmark)}.")
     return figure
 
 
@@ -151,9 +155,7 @@ def confusion(p: Params, benchmark: str) -> Figure:
         ax.set_title(method)
         label_ends(ax, space, left=k % columns == 0, bottom=k + columns >= len(runs))
     figure.colorbar(image, ax=axes, label="share of the class's pixels (%)", fraction=0.02, pad=0.01, aspect=40)
-    if absent:
-        figure.legend(handles=[not_counted()], loc="outside upper right")
-    what = f"No pixel in the truth, not counted: {', '.join(absent)}. " if absent else ""
+    what = f"Hatched, no pixel in the truth: {', '.join(absent)}. " if absent else ""
     note(figure, f"Rows: truth, columns: prediction. {what}{setting(p, benchmark)}.")
     return figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,21 +13,27 @@ from matplotlib.lines import Line2D
 from udaseg.figures import files
 from udaseg.figures.classes import space_of
 from udaseg.figures.gains import setting
-from udaseg.figures.style import DOUBLE, GREY, Colour, class_patches, colours, grid, legend_above, method_rows, note
+from udaseg.figures.measures import MEASURES, defined, limits
+from udaseg.figures.style import (
+    DOUBLE,
+    EDGE,
+    GREY,
+    Colour,
+    class_patches,
+    colours,
+    grid,
+    legend_above,
+    method_rows,
+    note,
+)
 from udaseg.params import Params
 
 DOMAINS = (("source", "o"), ("target", "+"))
-# key of analysis.json, title, is more better?, key of the same measure with the classifier fitted on source features
-MEASURES = (
-    ("intra_variance", "intra-class variance", False, None),
-    ("center_distance", "centre distance (CCD)", False, None),
-    ("fisher_ratio", "separation / variance", True, None),
-    ("silhouette", "silhouette", True, None),
-    ("pdd", "discrimination (PDD)", True, None),
-    ("domain_gap", "gap between the domains", False, None),
-    ("linear_probe", "linear probe, accuracy (%)", True, "linear_probe_from_source"),
-    ("knn", "k-NN, accuracy (%)", True, "knn_from_source"),
+PANELS = (
+    *("intra_variance", "center_distance", "fisher_ratio", "silhouette"),
+    *("pdd", "domain_gap", "linear_probe", "knn"),
 )
+PROBES = ("linear_probe", "knn")  # a diamond shows the same with the classifier fitted on source features
 
 
 def tsne(p: Params, benchmark: str) -> Figure:
@@ -80,46 +86,38 @@ def compactness(p: Params, benchmark: str) -> Figure:
     methods = list(runs)
     figure = Figure(figsize=(DOUBLE, 2 * (0.135 * len(methods) + 0.5) + 0.55))
     axes = figure.subplots(2, 4, sharey=True).ravel()
-    for ax, (key, title, more, from_source) in zip(axes, MEASURES, strict=True):
+    for ax, key in zip(axes, PANELS, strict=True):
         for y, (method, colour) in enumerate(colours(methods).items()):
-            bar(ax, y, [value_of(one, key) for one in found[method]], colour)
-            if from_source:
-                mark(ax, y, [value_of(one, from_source) for one in found[method]])
+            bar(ax, y, defined([one.get(key) for one in found[method]]), colour)
+            if key in PROBES:
+                mark(ax, y, defined([one.get(f"{key}_from_source") for one in found[method]]))
         method_rows(ax, methods)
         ax.axvline(0, color=GREY, linewidth=0.6)
-        ax.set_title(f"{title}\n{'→ more' if more else '← less'} is better", fontsize=7)
+        better = "→ more" if MEASURES[key].more else "← less"
+        ax.set_title(f"{MEASURES[key].title}\n{better} is better", fontsize=7)
     label = "classifier fitted on source features instead"
     diamond = Line2D(
         [], [], marker="D", linestyle="", color="white", markeredgecolor="black", markersize=3, label=label
     )
     legend_above(figure, [diamond])
     several = "Bars: mean over seeds; lines: lowest to highest. " if len(p.run.seeds) > 1 else ""
-    note(
-        figure,
-        f"{several}Features of pure cells of target images; formulas: docs/analysis.md. {setting(p, benchmark)}.",
-    )
+    what = " ".join(["Features of pure cells of target images; formulas: docs/analysis.md.", *limits(found)])
+    note(figure, f"{several}{what} {setting(p, benchmark)}.")
     return figure
 
 
 def mark(ax: Axes, y: float, values: list[float]) -> None:
     """The mean, as a diamond on the bar."""
-    known = [value for value in values if not math.isnan(value)]
-    if known:
-        ax.plot(
-            sum(known) / len(known), y, "D", color="white", markeredgecolor="black", markeredgewidth=0.7, markersize=3
-        )
-
-
-def value_of(measures: dict[str, object], key: str) -> float:
-    value = measures.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    if values:
+        (diamond,) = ax.plot(statistics.fmean(values), y, "D", color="white", markersize=3, gid="from source")
+        diamond.set(markeredgecolor="black", markeredgewidth=0.7)
 
 
 def bar(ax: Axes, y: float, values: list[float], colour: Colour) -> None:
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
+    """The mean, and with several seeds a line from the lowest to the highest."""
+    if not values:
         ax.text(0, y, " not defined", va="center")
         return
-    ax.barh(y, sum(known) / len(known), 0.8, color=colour)
-    if len(known) > 1:
-        ax.plot([min(known), max(known)], [y, y], color="black", linewidth=0.8)
+    ax.barh(y, statistics.fmean(values), 0.8, color=colour, edgecolor=EDGE, linewidth=0.3)
+    if len(values) > 1:
+        ax.plot([min(values), max(values)], [y, y], color="black", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""What runs left behind, read for the figures. Everything missing or damaged is told in one line with the command that makes it."""
+"""What runs left behind, read for figures and report. Everything missing or damaged is told in one line with the command that makes it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,31 @@ def command(run: Run, step: str) -> str:
 
 
 def summary(p: Params, benchmark: str) -> dict[str, Any]:
-    """summary.json, if it is about the methods and seeds of params.yaml.
+    """summary.json, if it is about the methods and seeds of params.yaml; methods in their order there.
 
     Raises:
         UserError: missing, damaged, or of other methods or seeds.
     """
     path = Path("results", benchmark, "summary.json")
     again = f"udaseg compare --benchmark {benchmark}"
-    found = read_json(path, f"the comparison; run `{again}`")
-    about = [sorted(found.get("methods", ())), found.get("seeds")] if isinstance(found, dict) else found
-    if about != [sorted(p.run.methods), list(p.run.seeds)]:
+    found = read_object(path, f"the comparison of methods; run `{again}`")
+    methods, seeds = found.get("methods"), found.get("seeds")
+    if not (isinstance(methods, dict) and isinstance(seeds, list)):
+        raise UserError(f"{path}: found no comparison in it, expected methods and seeds; run `{again}` again")
+    if (set(methods), set(seeds)) != (set(p.run.methods), set(p.run.seeds)):
         raise UserError(
-            f"{path}: found {about}, expected the methods and seeds of params.yaml ({', '.join(p.run.methods)}; "
-            f"{', '.join(map(str, p.run.seeds))}); run `{again}` again"
+            f"{path}: found methods {', '.join(methods)} with seeds {', '.join(map(str, seeds))}, expected those of "
+            f"`run` in params.yaml; run `{again}` again"
         )
-    return dict(found)
+    return found | {"methods": {method: methods[method] for method in p.run.methods}}
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object; `what` says what it should be."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found {type(found).__name__}, expected {what}")
+    return found
 
 
 def metrics(run: Run) -> dict[str, Any]:
@@ -52,11 +62,13 @@ def metrics(run: Run) -> dict[str, Any]:
 
 def analysis(run: Run) -> dict[str, Any]:
     """Measures of the features."""
-    path = run.folder / "analysis.json"
-    found = read_json(path, f"measures of the features; run `{command(run, 'analyse')}`")
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found no measures in it; run `{command(run, 'analyse')}` again")
-    return found
+    return read_object(run.folder / "analysis.json", f"measures of the features; run `{command(run, 'analyse')}`")
+
+
+def record(run: Run) -> dict[str, Any] | None:
+    """run.json, where there is one."""
+    path = run.folder / "run.json"
+    return read_object(path, "the record of a training run") if path.exists() else None
 
 
 def tsne(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,22 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from udaseg.data.labels import class_space
+from udaseg.evaluation import tables
 from udaseg.evaluation.compare import REFERENCE
 from udaseg.evaluation.published import backbone_of
 from udaseg.figures import files
-from udaseg.figures.style import GREY, SINGLE, Colour, colours, method_rows, note, signed, statement
+from udaseg.figures.style import EDGE, GREY, SINGLE, Colour, colours, dark, method_rows, note, signed, statement
 from udaseg.params import Params
 
 ROW = 0.2  # inches for one method
 
 
 def setting(p: Params, benchmark: str, *, first: bool = False) -> str:
-    """What was scored, in a few words; of the first seed alone or of all."""
+    """What was scored, in a few words; of the first seed alone or of all. Where nothing is, the target."""
     block = p.benchmarks[benchmark]
-    test = block.evaluate[0]
-    synthetic = ", synthetic images" if p.datasets[test.partition("/")[0]].format == "streets" else ""
+    split = block.evaluate[0] if block.evaluate else block.target
+    synthetic = ", synthetic images" if tables.synthetic(p, split) else ""
     seeds = f"seed {p.run.seeds[0]}" if first or len(p.run.seeds) == 1 else f"{len(p.run.seeds)} seeds"
-    return f"{test}{synthetic}, {len(class_space(block.classes))} classes, protocol {p.run.protocol}, {seeds}"
+    return f"{split}{synthetic}, {len(class_space(block.classes))} classes, protocol {p.run.protocol}, {seeds}"
 
 
 def gain(p: Params, benchmark: str) -> Figure:
@@ -57,9 +58,9 @@ def gain(p: Params, benchmark: str) -> Figure:
 def interval(ax: Axes, y: float, value: dict[str, Any], seeds: list[float], colour: Colour) -> None:
     """One method's row: mean, and with several seeds the interval and every seed."""
     if value["ci95"] is not None:
-        ax.plot(value["ci95"], [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=2, gid="interval")
-        ax.plot(seeds, [y + 0.26] * len(seeds), "o", color=colour, markersize=2, zorder=3, gid="seeds")
-    ax.plot(value["mean"], y, "o", color=colour, markeredgecolor="white", markeredgewidth=0.5, markersize=5.5, zorder=4)
+        ax.plot(value["ci95"], [y, y], color=dark(colour), linewidth=2, solid_capstyle="butt", zorder=2, gid="interval")
+        ax.plot(seeds, [y + 0.26] * len(seeds), "o", color=dark(colour), markersize=2, zorder=3, gid="seeds")
+    ax.plot(value["mean"], y, "o", color=colour, markeredgecolor=EDGE, markeredgewidth=0.5, markersize=5.5, zorder=4)
 
 
 def words(value: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ def subject_of(p: Params, benchmark: str, scores: dict[str, dict[str, float]]) -
 
 
 def choose(scores: dict[str, float], baseline: dict[str, float] | None) -> list[tuple[str, str, float]]:
-    """(rule, image, difference) for the largest loss, the median and the largest gain; each image once.
+    """(rule, image, difference) for the lowest, the median and the highest difference; each image once.
 
     Images without a score are passed over; of equal differences the first in the order of the split counts.
     """
@@ -120,7 +120,14 @@ def choose(scores: dict[str, float], baseline: dict[str, float] | None) -> list[
     ranked = sorted(
         (image for image, value in differences.items() if not math.isnan(value)), key=differences.__getitem__
     )
-    words = ("largest loss", "median", "largest gain") if baseline is not None else ("lowest", "median", "highest")
+    words = ("lowest", "median", "highest")
+    if baseline is not None:
+        lowest, highest = differences[ranked[0]], differences[ranked[-1]]
+        words = (
+            "smallest gain" if lowest > 0 else "largest loss",
+            "median",
+            "smallest loss" if highest < 0 else "largest gain",
+        )
     largest = next(image for image in ranked if differences[image] == differences[ranked[-1]])
     chosen: dict[str, str] = {}  # of very few images one may fit several rules
     for rule, image in zip(words, (ranked[0], ranked[(len(ranked) - 1) // 2], largest), strict=True):

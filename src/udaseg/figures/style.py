@@ -1,7 +1,8 @@
 """What all figures share: size, colours, notes, and files with equal bytes for equal figures.
 
 Classes have the colours of their benchmark (Cityscapes palette). Methods have those of Okabe and Ito, which colour-blind people
-tell apart, the methods of reference are grey. A variant (`sepico-off`) has its method's hue, lighter or darker.
+tell apart, the methods of reference are grey. A variant (`sepico-off`) has its method's hue, lighter or darker. Pale areas have a
+dark edge; lines are darkened until white paper shows them and have a dash pattern as second mark.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 from matplotlib.artist import Artist
@@ -37,6 +39,10 @@ METHODS = {
 }
 # how far the variants of a method go towards white (1) or black (0)
 SHADES = ((0.5, 1), (0.45, 0), (0.75, 1), (0.7, 0), (0.25, 1), (0.2, 0), (0.87, 1), (0.85, 0))
+# lines of the methods above, on and off in line widths; a variant takes the pattern of a method further down
+DASHES = ((1, 1), (3, 1), (6, 1, 1, 1), (9, 1.5), (6, 1, 1, 1, 1, 1), (), (2, 0.7), (6, 1, 3, 1))
+CONTRAST = 3.0  # of a line with white, at least (WCAG 2.2, 1.4.11)
+EDGE = "0.25"  # around bars and dots, which may be pale
 
 Colour = tuple[float, float, float]
 
@@ -60,18 +66,47 @@ def save(figure: Figure, path: Path) -> None:
             figure.savefig(temporary, format=end, metadata=metadata)
 
 
-def colours(methods: Sequence[str]) -> dict[str, Colour]:
-    """A colour for each method, the same in all figures of a benchmark."""
+def families(methods: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Name -> method that it is a variant of, and its number among the variants given; 0 for the method itself."""
     out, variants = {}, dict.fromkeys(METHODS, 0)
     for name in methods:
         family = name.partition("-")[0]
-        base = to_rgb(METHODS[family])
-        if name != family:
-            share, end = SHADES[variants[family] % len(SHADES)]
-            variants[family] += 1
-            base = tuple((1 - share) * part + share * end for part in base)  # type: ignore[assignment]
-        out[name] = base
+        variants[family] += name != family
+        out[name] = family, variants[family] if name != family else 0
     return out
+
+
+def colours(methods: Sequence[str]) -> dict[str, Colour]:
+    """A colour for each method, the same in all figures of a benchmark."""
+    out = {}
+    for name, (family, variant) in families(methods).items():
+        share, end = SHADES[(variant - 1) % len(SHADES)] if variant else (0, 0)
+        red, green, blue = ((1 - share) * part + share * end for part in to_rgb(METHODS[family]))
+        out[name] = red, green, blue
+    return out
+
+
+def lines(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `plot` takes for the line of each method: its colour, dark enough, and a dash pattern."""
+    out = {}
+    for name, (family, variant) in families(methods).items():
+        dashes = DASHES[(list(METHODS).index(family) + variant) % len(DASHES)]
+        out[name] = {"color": dark(colours(methods)[name]), "linestyle": (0, dashes)}
+    return out
+
+
+def dark(colour: Colour) -> Colour:
+    """The colour, darkened as far as a thin line on white needs it."""
+    red, green, blue = colour
+    while contrast((red, green, blue)) < CONTRAST:
+        red, green, blue = 0.98 * red, 0.98 * green, 0.98 * blue
+    return red, green, blue
+
+
+def contrast(colour: Colour) -> float:
+    """Of a colour with white, 1 to 21 (WCAG 2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
 
 def note(figure: Figure, text: str) -> None:
@@ -126,11 +161,9 @@ def unit(colour: tuple[int, int, int]) -> Colour:
     return red / 255, green / 255, blue / 255
 
 
-def not_counted(x: float = 0, y: float = 0, width: float = 1, height: float = 1) -> Rectangle:
-    """What stands where a class has no score."""
-    return Rectangle(
-        (x, y), width, height, facecolor="0.93", edgecolor="0.7", hatch="////", linewidth=0, label="not counted"
-    )
+def hatched(x: float = 0, y: float = 0, width: float = 1, height: float = 1) -> Rectangle:
+    """What stands where there is no value."""
+    return Rectangle((x, y), width, height, facecolor="0.93", edgecolor="0.7", hatch="////", linewidth=0)
 
 
 def class_patches(classes: ClassSpace) -> list[Patch]:
@@ -142,12 +175,14 @@ def class_patches(classes: ClassSpace) -> list[Patch]:
 
 
 def method_patches(methods: Sequence[str]) -> list[Patch]:
-    return [Patch(facecolor=colour, label=name) for name, colour in colours(methods).items()]
+    return [
+        Patch(facecolor=colour, edgecolor=EDGE, linewidth=0.3, label=name) for name, colour in colours(methods).items()
+    ]
 
 
-def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend outside the panels, in one line where it fits."""
+def legend_above(figure: Figure, handles: Sequence[Artist], length: float = 1.4) -> None:
+    """A legend outside the panels, in one line where it fits; handles are `length` letters long."""
     wide = figure.get_figwidth() * 17.5
-    letters = [len(str(handle.get_label())) + 6 for handle in handles]  # 6: patch and gaps
+    letters = [len(str(handle.get_label())) + 4.6 + length for handle in handles]  # 4.6: gaps
     columns = len(handles) if sum(letters) <= wide else int(wide / max(letters))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=length)

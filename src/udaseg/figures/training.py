@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from udaseg.figures import files
 from udaseg.figures.gains import setting
-from udaseg.figures.style import Colour, colours, grid, legend_above, note
+from udaseg.figures.style import grid, legend_above, lines, note
 from udaseg.params import Params
 
 WINDOW = 0.1  # of the run, over which a curve is averaged
@@ -21,20 +22,21 @@ WINDOW = 0.1  # of the run, over which a curve is averaged
 def curves(p: Params, benchmark: str) -> Figure:
     """Every loss in a panel of its own, methods as lines; means over seeds."""
     history = {method: [files.history(run) for run in runs] for method, runs in files.runs(p, benchmark).items()}
+    look = lines(p.run.methods)
     names = list(dict.fromkeys(key for group in history.values() for one in group for key in one if key != "step"))
     figure, axes, columns = grid(len(names), 4, 0.66)
     for ax, name in zip(axes, names, strict=True):
-        for method, colour in colours(p.run.methods).items():
+        for method in p.run.methods:
             seeds = [one for one in history[method] if name in one]
             if seeds:
-                curve(ax, seeds, name, colour)
+                curve(ax, seeds, name, look[method])
         ax.set_title(name.replace("_", " "), fontsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.margins(x=0.02)
     for ax in axes[-columns:]:
         ax.set_xlabel("step")
-    legend_above(figure, [Line2D([], [], color=c, linewidth=2, label=m) for m, c in colours(p.run.methods).items()])
+    legend_above(figure, [Line2D([], [], label=method, **look[method]) for method in p.run.methods], length=3)
     band = "; bands: lowest to highest seed" if len(p.run.seeds) > 1 else ""
     note(
         figure,
@@ -43,16 +45,17 @@ def curves(p: Params, benchmark: str) -> Figure:
     return figure
 
 
-def curve(ax: Axes, seeds: list[dict[str, np.ndarray]], name: str, colour: Colour) -> None:
+def curve(ax: Axes, seeds: list[dict[str, np.ndarray]], name: str, look: dict[str, Any]) -> None:
     """Mean over seeds, and their range where there are several; steps that not every seed has reached are left out."""
     length = min(len(one["step"]) for one in seeds)
     step = seeds[0]["step"][:length]
     values = np.array([smooth(one[name][:length]) for one in seeds])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a step where no seed has this loss stays NaN: a gap
-        ax.plot(step, np.nanmean(values, 0), color=colour)
+        ax.plot(step, np.nanmean(values, 0), **look)
         if len(seeds) > 1:
-            ax.fill_between(step, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.25, linewidth=0)
+            low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+            ax.fill_between(step, low, high, color=look["color"], alpha=0.25, linewidth=0)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

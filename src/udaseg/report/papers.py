@@ -53,16 +53,17 @@ def read(name: str, used_by: tuple[str, ...], address: str) -> Page:
     tokens = markdown.parse(path.read_text(encoding="utf-8"))
     heads = [k for k, token in enumerate(tokens) if token.type == "heading_open"]
     title = tokens[heads[0] + 1].content if heads else name
-    for start, end in zip(heads, [*heads[1:], len(tokens)], strict=True):
-        heading = tokens[start + 1].content
+    for start in heads:
+        heading, level = tokens[start + 1].content, tokens[start].tag
         if SECTION.search(heading):
-            section = adapt(tokens[start + 3 : end], f"{title}: {heading}", address)
+            end = next((k for k in heads if k > start and tokens[k].tag <= level), len(tokens))
+            section = adapt(tokens[start + 3 : end], f"{title}: {heading}", f"{address}/{path.name}")
             return Page(name, title, Markup(markdown.renderer.render(section, markdown.options, {})), used_by)
     return Page(name, title, None, used_by)
 
 
-def adapt(tokens: list[Token], caption: str, address: str) -> list[Token]:
-    """Tables with a caption, in a region that scrolls; links that lead from the report to where the page leads."""
+def adapt(tokens: list[Token], caption: str, page: str) -> list[Token]:
+    """Tables with a caption, in a region that scrolls; links that lead from the report to where those of `page` lead."""
     out: list[Token] = []
     for token in tokens:
         if token.type == "table_open":
@@ -79,7 +80,7 @@ def adapt(tokens: list[Token], caption: str, address: str) -> list[Token]:
         for child in token.children or []:
             link = str(child.attrs.get("href", ""))
             if link and not re.match(r"[a-z]+:", link):
-                child.attrs["href"] = f"{address}/{link}"
+                child.attrs["href"] = page + link if link.startswith("#") else f"{page.rpartition('/')[0]}/{link}"
     return out
 
 

@@ -19,9 +19,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from udaseg.artifacts import read_json, writing
+from udaseg.artifacts import writing
 from udaseg.errors import UserError
-from udaseg.evaluation.compare import read_metrics
+from udaseg.evaluation.tables import synthetic, test_split
+from udaseg.figures import files
 from udaseg.params import Params, Run, uses
 from udaseg.report import papers, tables
 from udaseg.report.tables import Scored
@@ -29,7 +30,6 @@ from udaseg.report.tables import Scored
 LARGEST = 1_100_000  # bytes of one figure: nine of them stay below 15 MB as text
 COLUMN = 1200  # pixels; a figure for one column of print has fewer
 TOP = "../.."  # of the checkout, seen from the page
-SYNTHETIC = ("streets", "gta5", "synthia")  # formats of rendered images
 # in the order of the page: what each figure is called, and what it shows to somebody who cannot see it
 FIGURES = {
     "gain": (
@@ -60,51 +60,21 @@ def write_report(p: Params, benchmark: str) -> Path:
     """Write the page of a benchmark from summary.json, figures and the files of every method and seed of `run`.
 
     Raises:
-        UserError: one of them is missing, damaged or of other methods and seeds; the folder cannot be written.
+        UserError: one of them is missing, damaged or of other methods and seeds; the benchmark has no labelled split; the
+            folder cannot be written.
     """
     folder = Path("results") / benchmark
-    summary = read_summary(p, benchmark, folder / "summary.json")
+    test_split(p, benchmark)
+    summary = files.summary(p, benchmark)
     methods = {
-        method: [read_run(p.resolve(benchmark, method, seed)) for seed in p.run.seeds] for method in p.run.methods
+        method: [Scored(run, files.metrics(run), files.analysis(run), files.record(run)) for run in runs]
+        for method, runs in files.runs(p, benchmark).items()
     }
     pictures = [read_picture(benchmark, name) for name in FIGURES]
     text = render(p, summary, methods, pictures)
     with writing(folder / "report.html") as temporary:
         temporary.write_bytes(text.encode())
     return folder / "report.html"
-
-
-def read_summary(p: Params, benchmark: str, path: Path) -> dict[str, Any]:
-    command = f"udaseg compare --benchmark {benchmark}"
-    summary = read_json(path, f"the comparison of methods; run `{command}`")
-    if not (isinstance(summary, dict) and isinstance(summary.get("methods"), dict) and "seeds" in summary):
-        raise UserError(f"{path}: found no comparison in it, expected methods and seeds; run `{command}` again")
-    found = set(summary["methods"]), set(summary["seeds"])
-    if found != (set(p.run.methods), set(p.run.seeds)):
-        raise UserError(
-            f"{path}: found methods {', '.join(summary['methods'])} with seeds {', '.join(map(str, summary['seeds']))}, "
-            f"expected those of `run` in params.yaml; run `{command}` again"
-        )
-    summary["methods"] = {method: summary["methods"][method] for method in p.run.methods}
-    return summary
-
-
-def read_run(run: Run) -> Scored:
-    options = f"--benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
-    made = run.folder / "run.json"
-    return Scored(
-        run,
-        metrics=read_metrics(Path("results") / run.benchmark_name, run),
-        measures=read_object(run.folder / "analysis.json", f"measures of the features; run `udaseg analyse {options}`"),
-        made=read_object(made, "the record of a training run") if made.exists() else None,
-    )
-
-
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    value = read_json(path, what)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found {type(value).__name__}, expected {what}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -193,8 +163,8 @@ def lead(p: Params, summary: dict[str, Any], scored: Scored) -> list[tuple[str, 
     run = scored.run
     sets: dict[str, list[str]] = {"source": [], "target": [], "evaluate": []}
     for use in uses(run.benchmark):
-        synthetic = " (synthetic images)" if p.datasets[use.dataset].format in SYNTHETIC else ""
-        sets[use.role].append(f"{use.dataset}/{use.split}, {use.size}{synthetic}")
+        split = f"{use.dataset}/{use.split}"
+        sets[use.role].append(f"{split}, {use.size}{' (synthetic images)' if synthetic(p, split) else ''}")
     seeds = summary["seeds"]
     return [
         ("Source, labelled", sets["source"][0]),

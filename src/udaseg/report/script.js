@@ -38,6 +38,7 @@ function zoomable(image) {
   button.type = "button";
   button.className = "open";
   button.setAttribute("aria-label", `Enlarge: ${title}`);
+  button.setAttribute("aria-description", image.alt); // within a button an alt text is not read
   button.setAttribute("aria-haspopup", "dialog");
   image.replaceWith(button);
   button.append(image);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,22 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from udaseg.evaluation import tables as text
+from udaseg.figures.measures import MEASURES, defined, limits, span
 from udaseg.params import Params, Run
 
-# measure, its column, which way is better, digits
-MEASURES = (
-    ("intra_variance", "variance in a class", "↓", 3),
-    ("separation", "separation of centres", "↑", 3),
-    ("fisher_ratio", "separation / variance", "↑", 3),
-    ("silhouette", "silhouette", "↑", 3),
-    ("center_distance", "CCD", "↓", 3),
-    ("pdd", "PDD", "↑", 4),
-    ("domain_gap", "gap of domains", "↓", 4),
-    ("linear_probe", "linear probe %", "↑", 1),
-    ("linear_probe_from_source", "linear probe from source %", "↑", 1),
-    ("knn", "k\u2011NN %", "↑", 1),
-    ("knn_from_source", "k\u2011NN from source %", "↑", 1),
-)
 # key of run.json, its name in the page
 FACTS = (
     ("protocol", "protocol"),
@@ -97,13 +85,14 @@ def methods(p: Params, summary: dict[str, Any], runs: Mapping[str, Sequence[Scor
     """The headline: one row for each method. Columns of intervals only where there are several seeds."""
     several = len(summary["seeds"]) > 1
     interval = ["95 % interval"] if several else []
-    test_set = p.benchmarks[summary["benchmark"]].evaluate[0]
+    test_set = text.test_split(p, summary["benchmark"])
     notes: list[str] = []
     rows = []
     for method, block in summary["methods"].items():
         miou, gain, paper = block["miou"], block["gain"], block["published"]
         reference = Cell("reference", 0.0) if method == summary["reference"] else None
-        made = [scored.made for scored in runs[method] if scored.made]
+        records = made(runs[method])
+        seconds = known(records, "seconds")
         rows.append(
             [
                 Cell(method),
@@ -111,13 +100,13 @@ def methods(p: Params, summary: dict[str, Any], runs: Mapping[str, Sequence[Scor
                 *([interval_of(miou)] if several else []),
                 reference or Cell(text.gain(gain), gain["mean"] if gain else math.nan),
                 Cell(text.paper(paper, test_set, notes), paper_value(paper)),
-                number(max((m["steps"] for m in made), default=None), ".0f"),
-                number(statistics.fmean(m["seconds"] for m in made) if made else None, ".0f"),
-                number(max((m["peak_memory_mb"] for m in made), default=None), ".0f"),
+                number(max(known(records, "steps"), default=None), ".0f"),
+                number(statistics.fmean(seconds) if seconds else None, ".0f"),
+                number(max(known(records, "peak_memory_mb"), default=None), ".0f"),
             ]
         )
     head = ["method", "mIoU %", *interval, "gain", "published", "steps", "seconds", "memory MB"]
-    times = "Seconds and memory: training alone, mean and largest over seeds; a dash where run.json is missing."
+    times = "Seconds and memory: training alone, mean and largest over seeds; a dash where no run.json tells."
     none = [] if notes else ["No published number is known for this benchmark."]
     lines = [*text.footnotes(summary, notes), *none, times]
     return Table("methods", "Mean IoU, gain, published number, cost of training", head, rows, lines)
@@ -165,33 +154,40 @@ def classes(summary: Mapping[str, Any], runs: Mapping[str, Sequence[Scored]]) ->
             for method, cell in zip(values, cells, strict=True)
         ]
         rows.append([Cell(name, colour="#{:02x}{:02x}{:02x}".format(*colour)), *marked])
-    absent = sorted({name for seeds in runs.values() for scored in seeds for name in scored.metrics.get("absent", [])})
+    without = {
+        name: [method for method, seeds in runs.items() if any(name not in scored.metrics["iou"] for scored in seeds)]
+        for name in space.names
+    }
     notes = ["★: the best of a class; the oracle, which has seen target labels, is left out of this."]
-    if absent:
-        notes.append(f"Not in the test images, not counted: {', '.join(absent)}.")
+    if absent := [name for name in space.names if not any(name in block["iou"] for block in blocks.values())]:
+        notes.append(f"Not counted, in neither truth nor prediction: {', '.join(absent)}.")
+    if differ := [f"{name} (not for {', '.join(of)})" for name, of in without.items() if of and name not in absent]:
+        notes.append(f"Counted for some runs only, whose mIoU is over more classes: {', '.join(differ)}.")
     return Table("classes", "IoU of each class in %, mean over seeds", ["class", *blocks], rows, notes)
 
 
 def features(runs: Mapping[str, Sequence[Scored]]) -> Table:
     """Measures of feature space of each method, mean over seeds with the standard deviation."""
     rows = [
-        [Cell(method), *(measured([s.measures.get(key) for s in seeds], digits) for key, _, _, digits in MEASURES)]
+        [Cell(method), *(measured([s.measures.get(key) for s in seeds], m.digits) for key, m in MEASURES.items())]
         for method, seeds in runs.items()
     ]
-    head = ["method", *(f"{title} {better}" for _, title, better, _ in MEASURES)]
-    first = next(iter(runs.values()))[0].measures
+    head = ["method", *(f"{measure.title} {'↑' if measure.more else '↓'}" for measure in MEASURES.values())]
+    found = {method: [scored.measures for scored in seeds] for method, seeds in runs.items()}
+    cells, count = (span(one.get(key) for seeds in found.values() for one in seeds) for key in ("cells", "classes"))
     notes = [
         "↑ higher is better, ↓ lower is better. Of target features where nothing else is said; what each measure is: "
         "docs/analysis.md.",
-        f"A run has {first.get('cells', '-')} cells of {first.get('classes', '-')} classes in each domain.",
+        f"A run has {cells} cells of {count} classes in each domain.",
+        *limits(found),
     ]
-    if left_out := sorted({name for seeds in runs.values() for s in seeds for name in s.measures.get("left_out", [])}):
+    if left_out := sorted({name for seeds in found.values() for one in seeds for name in one.get("left_out", [])}):
         notes.append(f"Left out of it, too few pure cells: {', '.join(left_out)}.")
     return Table("features", "Tightness and separation of classes, likeness of domains", head, rows, notes)
 
 
 def measured(values: Sequence[Any], digits: int) -> Cell:
-    found = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    found = defined(values)
     if not found:
         return Cell("-", math.nan)
     mean = statistics.fmean(found)
@@ -206,6 +202,11 @@ def shared(runs: Sequence[Scored]) -> list[tuple[str, str]]:
 
 def made(runs: Sequence[Scored]) -> list[dict[str, Any]]:
     return [scored.made for scored in runs if scored.made]
+
+
+def known(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The numbers that there are under a key."""
+    return [one[key] for one in records if isinstance(one.get(key), int | float)]
 
 
 def alike(runs: Sequence[Scored], key: str) -> bool:
@@ -255,9 +256,10 @@ def remarks(scored: Scored, one: Mapping[str, Any]) -> list[str]:
 
 def effort(all_runs: Sequence[Scored]) -> str:
     """Time and memory of all trainings together; one that serves several methods counts once."""
-    own = {one.get("taken_from") or str(scored.run.folder): one for scored in all_runs if (one := scored.made)}
-    if not own:
+    # a run that took another's training over has its record, but for these two keys
+    own = {json.dumps(one | {"method": "", "taken_from": ""}, sort_keys=True): one for one in made(all_runs)}
+    seconds, memory = (known(list(own.values()), key) for key in ("seconds", "peak_memory_mb"))
+    if not seconds:
         return "No run.json here says how long the trainings took."
-    minutes = sum(one["seconds"] for one in own.values()) / 60
-    most = max(one["peak_memory_mb"] for one in own.values())
-    return f"{len(own)} trainings, {minutes:.0f} minutes in all, at most {most:,.0f} MB each."
+    most = f", at most {max(memory):,.0f} MB each" if memory else ""
+    return f"{len(seconds)} trainings, {sum(seconds) / 60:.0f} minutes in all{most}."
