@@ -88,7 +88,7 @@ def bench_losses(p: Params, shrink: int = 1) -> str:
 
 
 def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> dict[str, float]:
-    """Seconds (best of two) and peak memory beyond the inputs and their gradients, in MiB, of forward and backward; the value."""
+    """Seconds (of the best call) and peak memory beyond the inputs and their gradients, in MiB, of forward and backward; the value."""
 
     def once() -> Tensor:
         for x in inputs:
@@ -107,13 +107,15 @@ def measure(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: tor
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    best = math.inf
-    for _ in range(2):
+    """Seconds of the best of two calls, or of as many as fit half a second: a short one alone measures the machine's noise."""
+    best, spent, calls = math.inf, 0.0, 0
+    while calls < 2 or spent < 0.5:
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        best, spent, calls = min(best, seconds), spent + seconds, calls + 1
     return best
 
 

@@ -51,7 +51,7 @@ rule report:
             figure=plan.FIGURES,
             end=["png", "pdf"],
         ),
-        code=plan.code("report", "evaluation", "data/labels.py"),
+        code=plan.code("report", "figures", "evaluation", "data/labels.py"),
         pages=sorted(str(page) for page in Path("docs/methods").glob("*.md")),
     output:
         report(
