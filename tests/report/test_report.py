@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -14,6 +15,7 @@ import docutils.core
 import jinja2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from written import write_project
 
@@ -69,6 +71,34 @@ def test_best_of_a_class_is_marked_and_the_oracle_left_out(written: Path) -> Non
     assert row(text, "classes", "sky") == ["sky", "70.0", "★ best: 80.2", "95.0"]
     assert row(text, "classes", "fog") == ["fog", "-", "-", "-"]
     assert "Not counted, in neither truth nor prediction: fog." in text and "for some runs only" not in text
+
+
+def test_a_class_that_nobody_finds_has_no_best(written: Path) -> None:
+    for path in Path("results/streets").glob("*/seed0/metrics.json"):
+        metrics = json.loads(path.read_text())
+        path.write_text(json.dumps(metrics | {"iou": metrics["iou"] | {"sky": 0.04}}))
+    compare_benchmark(params.load(), "streets")
+    assert row(page(), "classes", "sky") == ["sky", "0.0", "0.0", "0.0"]
+
+
+def test_twins_and_unequal_starts_are_said(written: Path) -> None:
+    text = page()
+    assert "over its twin" not in text and "whose steps and seconds" not in text
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["methods"]["self_training"]["terms"] = ["sepico"]
+    raw["methods"]["self_training"]["source_view"] = "strong"
+    raw["methods"]["self_training"]["sepico"] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["sepico"][
+        "sepico"
+    ]
+    raw["methods"]["self_training-off"] = raw["methods"]["self_training"] | {"terms": []}
+    raw["run"]["methods"].append("self_training-off")
+    raw["benchmarks"]["streets"]["init"]["oracle"] = "none"
+    Path("params.yaml").write_text(yaml.safe_dump(raw, allow_unicode=True))
+    shutil.copytree("results/streets/source_only", "results/streets/self_training-off")
+    compare_benchmark(params.load(), "streets")
+    text = page()
+    assert row(text, "methods", "self_training")[2:4] == ["reference", "-0.58"]
+    assert "self_training, self_training-off: begin with a source-only model" in text
 
 
 def test_methods_that_count_other_classes_are_named(written: Path) -> None:

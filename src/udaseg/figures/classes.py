@@ -153,7 +153,7 @@ def confusion(p: Params, benchmark: str) -> Figure:
         behind(ax)
         image = ax.imshow(share, cmap=seaborn.color_palette(COUNTS, as_cmap=True), norm=Normalize(0, 100))
         ax.set_title(method)
-        label_ends(ax, space, left=k % columns == 0, bottom=k + columns >= len(runs))
+        label_ends(ax, space, left=k % columns == 0, bottom=k // columns == (len(runs) - 1) // columns)
     figure.colorbar(image, ax=axes, label="share of the class's pixels (%)", fraction=0.02, pad=0.01, aspect=40)
     what = f"Hatched, no pixel in the truth: {', '.join(absent)}. " if absent else ""
     note(figure, f"Rows: truth, columns: prediction. {what}{setting(p, benchmark)}.")
@@ -161,7 +161,7 @@ def confusion(p: Params, benchmark: str) -> Figure:
 
 
 def label_ends(ax: Axes, space: ClassSpace, *, left: bool, bottom: bool) -> None:
-    """Class names at the outer panels only."""
+    """Class names in the first column and the last row only, so that no name pushes rows apart."""
     places = range(len(space))
     ax.set_xticks(places, space.names if bottom else [], rotation=90)
     ax.set_yticks(places, space.names if left else [])

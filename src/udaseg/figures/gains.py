@@ -67,7 +67,7 @@ def words(value: dict[str, Any]) -> str:
     if value["ci95"] is None:
         return signed(value["mean"], 2)
     low, high = value["ci95"]
-    return f"{signed(value['mean'], 2)} [{signed(low, 1)}, {signed(high, 1)}]"
+    return f"{signed(value['mean'], 2)} [{signed(low, 2)}, {signed(high, 2)}]"
 
 
 def beside(ax: Axes, y: float, text: str) -> None:

@@ -27,6 +27,7 @@ FACTS = (
     ("data_hash", "data"),
     ("versions", "versions"),
 )
+SHOWN = 0.05  # an IoU in % that does not read 0.0
 FILES = ("metrics.json", "analysis.json", "iou.json", "confusion.csv", "images.csv", "history.csv", "model.safetensors")
 
 
@@ -85,6 +86,7 @@ def methods(p: Params, summary: dict[str, Any], runs: Mapping[str, Sequence[Scor
     """The headline: one row for each method. Columns of intervals only where there are several seeds."""
     several = len(summary["seeds"]) > 1
     interval = ["95 % interval"] if several else []
+    twin = ["over its twin"] if any(block["over_off"] for block in summary["methods"].values()) else []
     test_set = text.test_split(p, summary["benchmark"])
     notes: list[str] = []
     rows = []
@@ -98,18 +100,34 @@ def methods(p: Params, summary: dict[str, Any], runs: Mapping[str, Sequence[Scor
                 Cell(method),
                 Cell(text.score(miou), miou["mean"]),
                 *([interval_of(miou)] if several else []),
-                reference or Cell(text.gain(gain), gain["mean"] if gain else math.nan),
+                reference or gain_of(gain),
+                *([gain_of(block["over_off"])] if twin else []),
                 Cell(text.paper(paper, test_set, notes), paper_value(paper)),
                 number(max(known(records, "steps"), default=None), ".0f"),
                 number(statistics.fmean(seconds) if seconds else None, ".0f"),
                 number(max(known(records, "peak_memory_mb"), default=None), ".0f"),
             ]
         )
-    head = ["method", "mIoU %", *interval, "gain", "published", "steps", "seconds", "memory MB"]
+    head = ["method", "mIoU %", *interval, "gain", *twin, "published", "steps", "seconds", "memory MB"]
     times = "Seconds and memory: training alone, mean and largest over seeds; a dash where no run.json tells."
     none = [] if notes else ["No published number is known for this benchmark."]
-    lines = [*text.footnotes(summary, notes), *none, times]
+    lines = [*text.footnotes(summary, notes), *none, times, *starts(runs)]
     return Table("methods", "Mean IoU, gain, published number, cost of training", head, rows, lines)
+
+
+def starts(runs: Mapping[str, Sequence[Scored]]) -> list[str]:
+    """Which methods had a training before their own, where not all had: their steps and seconds are not the whole."""
+    before = [method for method, seeds in runs.items() if seeds[0].run.init == "source_only"]
+    others = [method for method in runs if method not in before and method != "source_only"]
+    if not before or not others:
+        return []
+    return [
+        f"{', '.join(before)}: begin with a source-only model, whose steps and seconds are not counted in their rows."
+    ]
+
+
+def gain_of(value: Mapping[str, Any] | None) -> Cell:
+    return Cell(text.gain(dict(value) if value else None), value["mean"] if value else math.nan)
 
 
 def interval_of(value: Mapping[str, Any]) -> Cell:
@@ -147,10 +165,10 @@ def classes(summary: Mapping[str, Any], runs: Mapping[str, Sequence[Scored]]) ->
     rows = []
     for name, colour in zip(space.names, space.colours, strict=True):
         values = {method: block["iou"].get(name) for method, block in blocks.items()}
-        best = max((values[method] for method in judged if values[method] is not None), default=None)
+        best = max((values[method] or 0 for method in judged), default=0)
         cells = [number(value, ".1f") for value in values.values()]
         marked = [
-            Cell(cell.text, cell.value, best=method in judged and best is not None and values[method] == best)
+            Cell(cell.text, cell.value, best=method in judged and best >= SHOWN and values[method] == best)
             for method, cell in zip(values, cells, strict=True)
         ]
         rows.append([Cell(name, colour="#{:02x}{:02x}{:02x}".format(*colour)), *marked])
