@@ -38,9 +38,10 @@ wildcard_constraints:
 
 
 # A stop signal is for the training, which saves its state; the shell waits for it, and what it says still reaches log and
-# terminal. `... | logged FILE NAME` writes to both, on the terminal with the name of the run before each line.
+# terminal. `... | logged FILE NAME` writes to both, on the terminal with the name of the run before each line. A prefix of
+# one's own takes the place of Snakemake's strict mode, without which a failed step would count as done behind its pipe.
 shell.prefix(
-    "trap : HUP INT TERM USR1; "
+    "set -euo pipefail; trap : HUP INT TERM USR1; "
     """logged() {{ (trap '' HUP INT TERM USR1; tee "$1" | sed -u "s|^|$2: |"); }}; """
 )
 
