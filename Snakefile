@@ -4,7 +4,7 @@ snakemake --cores all --resources gpu=4   # everything, up to four runs at once
 dvc repro                                 # the same rules, one at a time, where DVC sees a change (docs/workflow.md)
 """
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 from udaseg.errors import UserError
 from udaseg.workflow import guard, plan
@@ -25,7 +25,6 @@ try:
         guard.check(plan.cached(P))
 except UserError as error:
     raise WorkflowError(str(error)) from None
-validate(config, "workflow/schemas/params.schema.yaml")
 
 GPUS = 0 if P.run.device == "cpu" else int(P.run.gpus_per_run)
 

@@ -33,7 +33,7 @@ def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture
 def test_steps_that_need_no_network_import_none() -> None:
     """torch, timm, Snakemake and DVC take seconds to import, in every job."""
     modules = (
-        "cli params artifacts data.prepare data.prepared evaluation.compare figures.draw report.report workflow.bridges "
+        "cli params artifacts data.prepare data.prepared comparison.compare workflow.why workflow.plan engine.provenance identity figures.draw report.report workflow.bridges "
         "workflow.lease workflow.publish doctor deploy.target"
     )
     code = (

@@ -13,7 +13,7 @@ import pytest
 
 from tiny_project import ROOT
 from udaseg import params
-from udaseg.evaluation import compare
+from udaseg.comparison import compare
 
 REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
 

@@ -328,6 +328,7 @@ def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> l
         "benchmark": "streets",
         "method": "self_training",
         "seed": 0,
+        "scheme": 2,
         "params_hash": "other",
         "code_hash": "",
         "data_hash": "",

@@ -83,20 +83,6 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-# what of the package decides a training run (parameters are hashed as resolved values)
-TRAINING_CODE = ("data", "models", "losses", "methods", "engine", "ranks.py")
-
-
-def code_hash(*parts: str) -> str:
-    """Hash of the package's Python files: the named ones, and those below the named sub-folders."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for part in parts:
-        for path in [root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. The kernel drops the lock with the process, so none is ever stale.

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from udaseg.data.prepared import find
-from udaseg.engine import runtime
+from udaseg.engine import provenance, runtime
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
 from udaseg.params import Run, Use, check, uses
+from udaseg.progress import Scoring
 
 WARMUP = 3
 
@@ -49,7 +50,7 @@ def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "benchmark": run.benchmark_name,
         "method": run.method_name,
-        "device": runtime.provenance(device)["device"],
+        "device": provenance.machine(device)["device"],
         "threads": run.params.run.threads,
         "workers": run.params.run.workers,
         "batch": f"{run.train.batch} + {run.train.batch}",
@@ -119,10 +120,11 @@ def evaluation(run: Run, use: Use, student: Segmenter, images: int, device: torc
     prepared = find(run.benchmark_name, use)
     samples = prepared.samples(use.split)[:images]
     student.eval()
-    timing = score_images(run, student, prepared, samples, device).timing
+    watch = Scoring("bench", len(samples), device)
+    score_images(run, student, prepared, samples, device, watch=watch)
     return {
-        "images_per_second": round(len(samples) / timing.total, 2),
-        "share_outside_the_network": round(1 - timing.network / timing.total, 3),
+        "images_per_second": round(len(samples) / watch.seconds, 2),
+        "share_outside_the_network": round(watch.outside, 3),
     }
 
 

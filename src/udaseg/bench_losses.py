@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from udaseg.engine import runtime
+from udaseg.engine import provenance, runtime
 from udaseg.losses import association, bcl, cluda, pipa, plca, sepico
 from udaseg.models import build_model
 from udaseg.params import Params
@@ -62,7 +62,7 @@ def bench_losses(p: Params, shrink: int = 1) -> str:
     device = runtime.setup(p.run)
     step = step_operations(p)
     result: dict[str, Any] = {
-        "device": runtime.provenance(device)["device"],
+        "device": provenance.machine(device)["device"],
         "threads": p.run.threads,
         "step_gigaoperations": round(step / 1e9),
         "step": "DAFormer-B5 self-training, 2 + 2 crops of 512x512",

@@ -52,6 +52,29 @@ def build(cls: type, block: Any, where: str) -> Any:
     return cls(**values)
 
 
+def essential(value: Any) -> Any:
+    """A block as plain data, without what equals its declared default; nested blocks too.
+
+    Numbers are of their declared type (1 and 1.0 are one value of a float), what is written as one text stays text.
+    """
+    if hasattr(type(value), "parse"):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: essential(getattr(value, f.name)) for f in dataclasses.fields(value) if not is_default(value, f)
+        }
+    if isinstance(value, dict):
+        return {key: essential(each) for key, each in value.items()}
+    return [essential(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def is_default(block: Any, field: dataclasses.Field[Any]) -> bool:
+    value = getattr(block, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return field.default is not dataclasses.MISSING and value == field.default
+
+
 def convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type that the annotation says, or a UserError that names found and expected."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -74,26 +74,27 @@ def prepare(args: argparse.Namespace) -> None:
 
 def pretrain(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.engine import trainer
+    from udaseg.engine import training
 
     run = params.load(args.params).resolve(args.benchmark, "source_only", args.seed)
-    trainer.train(run, folder=run.pretrained.parent)
+    training.train(run, folder=run.pretrained.parent)
 
 
 def train(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.engine import trainer
+    from udaseg.engine import training
 
     run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
-    trainer.train(run, folder=run.folder)
+    training.train(run, folder=run.folder)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.evaluation import evaluate as step
+    from udaseg.progress import Scoring
 
     run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
-    print(step.evaluate_run(run))
+    print(step.evaluate_run(run, Scoring))
 
 
 def analyse(args: argparse.Namespace) -> None:
@@ -106,7 +107,7 @@ def analyse(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.evaluation import compare as step
+    from udaseg.comparison import compare as step
 
     p = params.load(args.params)
     lookup(p.benchmarks, args.benchmark, "benchmark")
@@ -134,7 +135,7 @@ def report(args: argparse.Namespace) -> None:
 
 def select(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.evaluation import compare as step
+    from udaseg.comparison import compare as step
 
     print(step.select(params.load(args.params)))
 
@@ -152,6 +153,29 @@ def record(args: argparse.Namespace) -> None:
     from udaseg.workflow import bridges
 
     bridges.record()
+
+
+def identity(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.workflow import plan
+
+    plan.write_identities(params.load())
+
+
+def why(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.workflow import why as step
+
+    print(step.why(params.load(), args.run))
+
+
+def resign(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.workflow import resign as step
+
+    if args.steps < 1:
+        raise UserError(f"--steps: found {args.steps}, expected at least 1")
+    step.resign(params.load(), args.runs, args.steps)
 
 
 def sync(args: argparse.Namespace) -> None:
@@ -328,6 +352,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("rule")
     sub.add_argument("target")
+    add("identity", identity, "Write what decides each result to results/.identity/, for DVC.", "")
+    sub = add("why", why, "Tell which file of the code or key of params.yaml made a run stale.", "streets/pipa/0")
+    sub.add_argument("run", help="benchmark/method/seed, or the run's folder; without a seed or method: all of `run`")
+    sub = add(
+        "resign",
+        resign,
+        "After a change of code that keeps the bits: make a run's first steps again, compare, and sign it anew.",
+        "streets/pipa/0",
+    )
+    sub.add_argument("runs", nargs="*", metavar="RUN", help="as for `udaseg why`; none: all of `run`")
+    sub.add_argument("--steps", type=int, default=100, help="make at most so many again (default: 100)")
     add("record", record, "After `snakemake`: let DVC record what was made.", "")
     add("sync", sync, "After `git clone`, `dvc pull`, `dvc checkout`: let Snakemake record what is there.", "")
     sub = add("with-gpus", with_gpus, "Hold N free GPUs of this machine while a command runs.", "1 -- python script.py")

@@ -2,6 +2,9 @@
 
 Everything is checked before anything runs: an unknown key is answered with the nearest known one, a wrong type with what
 was found and expected. This module imports no torch, so that every pipeline step can afford it.
+
+A run's hash is over values, never over this code: a value that equals its declared default is left out, in every block, so
+that a field added with a default changes no hash. For the same reason a declared default never changes.
 """
 
 from __future__ import annotations
@@ -18,13 +21,18 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from udaseg.checking import build, convert, keys_of, lookup, nearest, reject_unknown
+from udaseg.checking import build, convert, essential, keys_of, lookup, reject_unknown
 from udaseg.data.labels import ClassSpace, class_space
 from udaseg.errors import UserError
-from udaseg.recipes import KINDS, TERMS, Recipe, SelfTraining, Start
+from udaseg.recipes import Start, block_of, papers, terms
+from udaseg.recipes.bcl import Bcl
+from udaseg.recipes.plca import Plca
+from udaseg.recipes.self_training import SelfTraining
+from udaseg.recipes.source_only import Supervised
 
 NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 RESERVED = ("raw", "reference", "selected")  # data/raw, results/reference, results/selected
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
 
 
@@ -104,7 +112,7 @@ class Dataset:
     root: str | None = None
     exclude: tuple[str, ...] = ()
     look: Literal["game", "photo"] | None = None  # streets
-    seed: int = 0  # streets
+    seed: int | None = None  # streets
     count: dict[str, int] = field(default_factory=dict)  # streets: scenes per split
     images: str | None = None  # folder: where the images are below root; `{split}` stands for the split
     labels: str | None = None  # folder: the same for labels, matched by stem; null: unlabelled
@@ -204,6 +212,22 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """The block of a method whose paper cannot be used. It hinders no other; the steps that run it say why."""
+
+    reason: str
+    init: Start
+    raw: dict[str, Any]
+    terms: tuple[str, ...] = ()
+    native: dict[str, Any] = field(default_factory=dict)
+    contrast: ClassVar[tuple[str, ...]] = ()
+    contrasts: ClassVar[bool] = False
+
+
+Recipe = Supervised | SelfTraining | Bcl | Plca | Unusable
+
+
+@dataclass(frozen=True)
 class Params:
     run: RunBlock
     select: Select
@@ -211,10 +235,13 @@ class Params:
     datasets: dict[str, Dataset]
     benchmarks: dict[str, Benchmark]
     methods: dict[str, Recipe]
-    raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read, for hashes
+    raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read
+    known: dict[tuple[str, str, int], Run] = field(default_factory=dict, repr=False, compare=False)  # resolved before
 
     def resolve(self, benchmark: str, method: str, seed: int) -> Run:
         """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
+        if found := self.known.get((benchmark, method, seed)):
+            return found
         lookup(self.benchmarks, benchmark, "benchmark")
         lookup(self.methods, method, "method")
         if seed < 0:
@@ -225,7 +252,7 @@ class Params:
                 f"params.yaml: {method} on {benchmark} starts from ImageNet weights, but benchmarks.{benchmark}.model.weights is "
                 f"none; name the weights, or say `init: {{default: none}}` in the benchmark"
             )
-        return run
+        return self.known.setdefault((benchmark, method, seed), run)
 
 
 @dataclass(frozen=True)
@@ -298,27 +325,24 @@ class Run:
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        """Everything that decides the result, as plain data. Names are left out, so identical recipes are equal."""
-        raw = self.params.raw
-        bench = {
-            k: v
-            for k, v in raw["benchmarks"][self.benchmark_name].items()
-            if k not in ("train", "test", "init", "evaluate")
-        }
-        used = {use.dataset: raw["datasets"][use.dataset] for use in uses(self.benchmark)[:2]}
-        unused = {"native", "init", *(term for term in TERMS if term not in self.method.terms)}
-        method = {k: v for k, v in raw["methods"][self.method_name].items() if k not in unused}
-        train = dataclasses.asdict(self.train)
-        for f in dataclasses.fields(Schedule):  # keys that most runs leave alone
-            if train["schedule"][f.name] == f.default:
-                train["schedule"].pop(f.name)
-        for key in ("save_every", "log_every"):  # how often to look does not change the result
-            train.pop(key)
+        """Everything that decides the result, as plain data without what equals its default.
+
+        Names of methods and places of files are left out, so that identical recipes are equal.
+        """
+        bench = without(essential(self.benchmark), "train", "test", "init", "evaluate")
+        if names_a_file(bench["model"]["weights"]):
+            bench["model"]["weights"] = "a file"  # where it lies is private, and what it holds decides (start_hash)
+        used = {use.dataset: self.params.datasets[use.dataset] for use in uses(self.benchmark)[:2]}
+        unused = {"native", "init", *(term for term in papers() if term not in self.method.terms)}
+        train = without(
+            essential(self.train), "save_every", "log_every"
+        )  # how often to look does not change the result
+        train["crop"] = dataclasses.asdict(self.train.crop)  # in two parts, as in the hashes of all earlier results
         return {
             "kind": self.kind,
             "benchmark": bench,
-            "datasets": {name: {k: v for k, v in block.items() if k != "root"} for name, block in used.items()},
-            "method": method,
+            "datasets": {name: without(essential(block), "root") for name, block in used.items()},
+            "method": without(essential(self.method), *unused),
             "train": train,
             "init": self.init,
             "seed": self.seed,
@@ -328,10 +352,32 @@ class Run:
             else self.params.resolve(self.benchmark_name, "source_only", self.seed).resolved,
         }
 
+    @property
+    def uncontrasted(self) -> dict[str, Any]:
+        """`resolved` without what is contrast: equal for a run and its twin."""
+        method = without(self.resolved["method"], *self.method.contrast)
+        if "terms" in method:
+            method["terms"] = [term for term in method["terms"] if not papers()[term].contrasts]
+        return self.resolved | {"method": method}
+
+    def check_usable(self) -> None:
+        """Raises UserError where the paper's file is what hinders this run."""
+        if isinstance(self.method, Unusable):
+            raise UserError(f"params.yaml: methods.{self.method_name}: {self.method.reason}")
+
     @cached_property
     def hash(self) -> str:
         text = json.dumps(self.resolved, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def names_a_file(weights: str) -> bool:
+    """Whether `weights` of a model block is the path of a file."""
+    return "/" in weights or weights.endswith(WEIGHT_FILES)
+
+
+def without(block: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key not in keys}
 
 
 @dataclass(frozen=True)
@@ -388,10 +434,10 @@ def load(path: str | Path = "params.yaml") -> Params:
 def check(raw: Any) -> Params:
     """Turn the parsed YAML into Params (see `load`)."""
     if not isinstance(raw, dict):
-        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-1])}")
+        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-2])}")
     top = {key: raw[key] for key in raw if key != "methods"}
     hints = typing.get_type_hints(Params)
-    known = [name for name in hints if name != "raw"]
+    known = [name for name in hints if name not in ("raw", "known")]
     reject_unknown(raw, known, "params.yaml")
     for name in known:
         if name not in raw:
@@ -406,21 +452,23 @@ def check(raw: Any) -> Params:
 
 
 def method_block(name: str, block: Any) -> Recipe:
-    kind = str(name).split("-")[0]
+    kind, where = str(name).split("-")[0], f"params.yaml: methods.{name}"
     if not NAME.fullmatch(str(name)):
         raise UserError(
             f"params.yaml: methods: {name!r} is no method name; use small letters, digits, _ and - as in sepico-off"
         )
-    if kind not in KINDS:
-        raise UserError(f"params.yaml: methods.{name}: unknown method {kind!r}{nearest(kind, KINDS)}")
-    where = f"params.yaml: methods.{name}"
-    recipe = typing.cast(Recipe, build(KINDS[kind], block, f"methods.{name}"))
+    lookup(papers(), kind, "method", f"methods.{name}")
+    given = block if isinstance(block, dict) else {}
+    named = given["terms"] if isinstance(given.get("terms"), list) else []
+    for paper in (kind, *given, *(term for term in named if isinstance(term, str))):
+        if paper in papers() and (reason := papers()[paper].broken):
+            return Unusable(reason, given.get("init", "none"), given)
+    recipe = typing.cast(Recipe, build(block_of(kind), block, f"methods.{name}"))
     if recipe.terms and not isinstance(recipe, SelfTraining):
         raise UserError(f"{where}.terms: found {list(recipe.terms)}, but {kind} takes none; say []")
     for term in recipe.terms:
-        if term not in TERMS:
-            raise UserError(f"{where}.terms: unknown term {term!r}{nearest(term, TERMS)}")
-        if getattr(recipe, term) is None:
+        lookup(dict.fromkeys(terms()), term, "term", f"methods.{name}.terms")
+        if isinstance(recipe, SelfTraining) and recipe.block(term) is None:
             raise UserError(
                 f"{where}: the term {term} has no block of its own; add `{term}: {{...}}`, as in methods.{term}"
             )

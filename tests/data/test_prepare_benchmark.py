@@ -19,7 +19,7 @@ from delivered import (
     two_benchmarks,
 )
 
-from udaseg import artifacts, params
+from udaseg import params
 from udaseg.data import convert, prepare
 from udaseg.data.prepared import Prepared
 from udaseg.errors import UserError
@@ -38,7 +38,10 @@ def test_a_benchmark_is_prepared_whole(tmp_path: Path, monkeypatch: pytest.Monke
         "streets_photo-64x32": {"test": 2, "train": 2},
     }
     for name, one in about["sets"].items():
-        assert one["manifest_sha256"] == artifacts.file_hash(home / name / "manifest.json")
+        manifest = json.loads((home / name / "manifest.json").read_text())
+        assert one["content_sha256"] == prepare.content_hash(manifest)
+        assert prepare.content_hash(manifest | {"recipe": "other", "origin": {}}) == one["content_sha256"]
+        assert prepare.content_hash(manifest | {"files": {}}) != one["content_sha256"]
     data = Prepared(home / "streets_photo-64x32")
     scene = data.samples("test")[0]
     assert scene.image_size == scene.label_size == (64, 32)

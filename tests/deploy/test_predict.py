@@ -325,7 +325,7 @@ def test_progress_is_told_in_lines(
 ) -> None:
     for n in range(3):
         photo(f"photos/{n}.png")
-    monkeypatch.setattr("udaseg.evaluation.timing.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("udaseg.progress.SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level(logging.INFO, logger="udaseg")
     predict(make_model(), "photos")
     assert "labelled 2 of 3 images" in caplog.messages

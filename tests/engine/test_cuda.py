@@ -12,7 +12,7 @@ from tiny_project import Project
 from udaseg import params
 from udaseg.artifacts import file_hash
 from udaseg.bench import host_waits
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import build_optimizer
 from udaseg.errors import UserError
 
@@ -43,7 +43,7 @@ def test_equal_bits_twice(make_project: Callable[[str], Project], precision: str
     hashes = set()
     for name in ("one", "two"):
         run = run_of(make_project(name), precision)
-        trainer.train(run, run.folder)
+        training.train(run, run.folder)
         hashes.add(file_hash(run.folder / "model.safetensors"))
     assert len(hashes) == 1
 

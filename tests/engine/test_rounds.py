@@ -12,7 +12,7 @@ import torch
 from tiny_project import Project
 from udaseg import params
 from udaseg.data.sampling import Views
-from udaseg.engine import rounds, runtime, trainer
+from udaseg.engine import rounds, runtime, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import base, source_only
 
@@ -57,7 +57,7 @@ class Rounds(source_only.SourceOnly):
 
 def train(project: Project) -> Path:
     run = params.load(project.folder / "params.yaml").resolve("streets", "source_only", 0)
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     return project.folder / run.folder
 
 

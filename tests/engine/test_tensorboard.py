@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_project import Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.engine.curves import Curves
 from udaseg.errors import Interrupted, UserError
 
@@ -36,13 +36,13 @@ def shown(folder: Path = EVENTS) -> dict[str, list[tuple[int, float]]]:
 
 def test_curves_are_the_history_and_change_no_bit(make_project: Callable[[str], Project]) -> None:
     plain = run_of(make_project("plain"), tensorboard=False)
-    trainer.train(plain, plain.folder)
+    training.train(plain, plain.folder)
     expected = file_hash(plain.folder / "model.safetensors"), (plain.folder / "history.csv").read_text()
     assert not EVENTS.exists()
 
     run = run_of(make_project("watched"))
     assert run.hash == plain.hash
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     assert (file_hash(run.folder / "model.safetensors"), (run.folder / "history.csv").read_text()) == expected
     curves = shown()
     assert all(value > 0 for _, value in curves.pop("images_per_second"))
@@ -67,9 +67,9 @@ def test_a_resumed_run_shows_every_step_once(project: Project, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Loop, "fit", power_cut)
         with pytest.raises(Interrupted):
-            trainer.train(run, run.folder)
+            training.train(run, run.folder)
     before = shown()["loss/source"]
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     assert shown()["loss/source"] == before
     assert [step for step, _ in before] == [1, 2, 3, 4]
     assert len(list(EVENTS.iterdir())) == 2
@@ -79,7 +79,7 @@ def test_without_the_package_training_does_not_start(project: Project, monkeypat
     run = run_of(project)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"python -m pip install tensorboard") as caught:
-        trainer.train(run, run.folder)
+        training.train(run, run.folder)
     assert "\n" not in str(caught.value)
     assert not (run.folder / "history.csv").exists()
 

@@ -19,7 +19,7 @@ import torch
 from tiny_project import Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.engine import checkpoint, results, runtime, trainer
+from udaseg.engine import checkpoint, provenance, runtime, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.models import load_model_file
 from udaseg.workflow import plan
@@ -40,7 +40,7 @@ def from_scratch(project: Project, steps: int = 6) -> None:
 
 def train(project: Project, method: str = "self_training") -> Path:
     run = run_of(project, method)
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     return project.folder / run.folder
 
 
@@ -173,7 +173,7 @@ def test_not_finite_loss_stops_before_the_optimizer(project: Project, monkeypatc
     with pytest.raises(UserError, match=r"step 3, pairs \[6, 7\]: the loss is not finite \(mixed\)"):
         train(project)
     run = run_of(project)
-    fingerprint = results.fingerprint_of(run)
+    fingerprint = provenance.fingerprint_of(run)
     state = checkpoint.load(Path("results/.restart/streets/self_training/seed0"), fingerprint)
     assert state is not None and state["step"] == 2
     assert all(v.isfinite().all() for v in state["method"].values() if v.is_floating_point())
@@ -184,7 +184,7 @@ def test_no_resume_across_parameters(project: Project, caplog: pytest.LogCapture
     run = run_of(project)
     folder = Path("results/.restart/streets/self_training/seed0")
     folder.mkdir(parents=True)
-    checkpoint.save(folder, {"step": 5}, {**results.fingerprint_of(run), "params": "x", "code": "x"})
+    checkpoint.save(folder, {"step": 5}, {**provenance.fingerprint_of(run), "params": "x", "code": "x"})
     with caplog.at_level("INFO", "udaseg"):
         train(project)
     assert "belongs to other params, code: ignored" in caplog.text
@@ -197,7 +197,7 @@ def test_source_only_adopts_its_pretraining_and_others_start_from_it(
     run = run_of(project, "source_only")
     with pytest.raises(UserError, match="udaseg pretrain --benchmark streets --seed 0"):
         train(project)
-    trainer.train(run, run.pretrained.parent)
+    training.train(run, run.pretrained.parent)
     with caplog.at_level("INFO", "udaseg"):
         folder = train(project, "source_only")
         assert "which has the same recipe" in caplog.text

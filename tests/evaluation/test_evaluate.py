@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from udaseg.data.labels import NAMES
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion, evaluate, scores
+from udaseg.evaluation import confusion, evaluate, loading, scores
 from udaseg.models import build_model, save_model
 from udaseg.params import Model, Params, Run, Use
+from udaseg.progress import Scoring
 
 MakeParams = Callable[..., Params]
 
@@ -73,7 +74,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakePrepared]:
         return Tiny(99)
 
     monkeypatch.setattr(evaluate, "find", find)
-    monkeypatch.setattr(evaluate, "build_model", build)
+    monkeypatch.setattr(loading, "build_model", build)
     return sets
 
 
@@ -220,7 +221,7 @@ def test_share_of_time_is_logged_once(
     run = make_params().resolve("streets", "oracle", 0)
     save(run, Tiny(0))
     with caplog.at_level(logging.INFO, logger="udaseg"):
-        evaluate.evaluate_run(run)
+        evaluate.evaluate_run(run, Scoring)
     lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "outside forward pass and up-sampling" in line]) == 1
 
@@ -228,7 +229,7 @@ def test_share_of_time_is_logged_once(
 def test_a_real_network(
     make_params: MakeParams, data: dict[str, FakePrepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "build_model", build_model)
+    monkeypatch.setattr(loading, "build_model", build_model)
     data["streets_photo"] = random_data([(32, 64), (33, 47)])
     run = make_params().resolve("streets", "oracle", 0)
     torch.manual_seed(0)

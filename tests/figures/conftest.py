@@ -11,7 +11,7 @@ from fake_runs import MakeRuns, write_run
 
 from tiny_project import ROOT, Project
 from udaseg import params
-from udaseg.evaluation import compare
+from udaseg.comparison import compare
 from udaseg.params import Params
 
 METHODS = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]

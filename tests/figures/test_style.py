@@ -52,8 +52,8 @@ def test_lines_are_dark_enough_and_have_a_pattern_of_their_own() -> None:
     p = params.load(ROOT / "params.yaml")
     for name, look in style.lines(list(p.methods)).items():
         assert style.contrast(look["color"]) >= 3, name
-    patterns = [look["linestyle"] for look in style.lines(list(style.METHODS)).values()]
-    assert len(set(patterns)) == len(style.METHODS)
+    patterns = [look["linestyle"] for look in style.lines(list(style.palette())).values()]
+    assert len(set(patterns)) == len(style.palette())
     assert style.lines(["sepico", "sepico-off"])["sepico-off"]["linestyle"] != patterns[5]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tiny_project import RAW, Project
 from udaseg import params, ranks
 from udaseg.artifacts import file_hash
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.losses.cluda import multi_resolution_contrast, pixel_contrast, rows, sample, sample_detail
 from udaseg.methods import create
@@ -246,8 +246,8 @@ def test_trains_and_resumes_with_the_same_bits(
                 calls: list[int] = []
                 patch.setattr(runtime.StopRequest, "on_any_rank", lambda *_: calls.append(1) or len(calls) == 2)  # noqa: B023
                 with pytest.raises(Interrupted, match="step 2 of 4"):
-                    trainer.train(run, run.folder)
-        trainer.train(run, run.folder)
+                    training.train(run, run.folder)
+        training.train(run, run.folder)
         found.append(content(project.folder / run.folder))
     assert found[0] == found[1]
     assert {"cluda_source", "cluda_mixed"} <= set(history(project.folder / run.folder)[0])

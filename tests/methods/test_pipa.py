@@ -24,7 +24,7 @@ from udaseg.data.labels import IGNORE
 from udaseg.data.pairs import overlap_cells
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import Interrupted, UserError
 from udaseg.losses.pipa import directions, pixel_contrast
@@ -368,7 +368,7 @@ def test_ignored_crops_and_unsure_views_give_zero(project: Project) -> None:
 
 def train(project: Project) -> Path:
     run = params.load(project.folder / "params.yaml").resolve("streets", "pipa", 0)
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     return project.folder / run.folder
 
 

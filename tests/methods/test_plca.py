@@ -20,7 +20,7 @@ from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.artifacts import file_hash
 from udaseg.checking import build as checked
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.evaluation.evaluate import evaluate_run
@@ -69,7 +69,7 @@ def batch(seed: int = 0, height: int = 32, width: int = 48) -> Batch:
 
 def train(project: Project, name: str = "plca") -> Path:
     run = run_of(project, name)
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     return project.folder / run.folder
 
 

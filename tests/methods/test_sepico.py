@@ -16,7 +16,7 @@ from torch import Tensor
 from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.engine import runtime, trainer
+from udaseg.engine import runtime, trainer, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.losses.segmentation import cell_labels
 from udaseg.methods.base import Batch
@@ -67,7 +67,7 @@ def passes(method: SelfTrainingStep, b: Batch, step: int) -> dict[str, Tensor]:
 
 def train(project: Project) -> tuple[str, str]:
     run = params.load(project.folder / "params.yaml").resolve("streets", "sepico", 0)
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     folder = project.folder / run.folder
     return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
 

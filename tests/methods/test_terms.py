@@ -10,7 +10,7 @@ import yaml
 
 from tiny_project import ROOT, Project
 from udaseg import params
-from udaseg.engine import trainer
+from udaseg.engine import training
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 
@@ -55,6 +55,6 @@ def test_the_shipped_block_of_two_terms_trains(project: Project) -> None:
     project.set("methods/sepico-pipa", METHODS["sepico-pipa"])
     run = params.load(project.folder / "params.yaml").resolve("streets", "sepico-pipa", 0)
     assert run.kind == "self_training" and run.method.terms == ("sepico", "pipa")
-    trainer.train(run, run.folder)
+    training.train(run, run.folder)
     header = (run.folder / "history.csv").read_text().splitlines()[0]
     assert {"sepico_source", "pipa_pixel", "mixed"} <= set(header.split(","))

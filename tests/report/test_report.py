@@ -21,8 +21,8 @@ from written import write_project
 
 from tiny_project import ROOT
 from udaseg import params
+from udaseg.comparison.compare import compare_benchmark
 from udaseg.errors import UserError
-from udaseg.evaluation.compare import compare_benchmark
 from udaseg.figures import NAMES
 from udaseg.report import papers, report
 from udaseg.report.report import FIGURES, write_report

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tiny_project import RAW, ROOT
 from udaseg import params
-from udaseg.evaluation.compare import compare_benchmark
+from udaseg.comparison.compare import compare_benchmark
 from udaseg.figures import NAMES
 from udaseg.figures.measures import MEASURES
 

@@ -24,7 +24,8 @@ from udaseg.figures import NAMES as FIGURES
 ROOT = Path(__file__).parents[2]
 TRAINED = "results/streets/self_training/seed0"
 # jobs by rule: all of them, and what runs after a change of the selected method
-EVERYTHING = {"prepare": 1, "pretrain": 1, "train": 2, "evaluate": 2, "analyse": 2, "compare": 1, "select": 1}
+METHODS = ("source_only", "self_training", "pipa")
+EVERYTHING = {"prepare": 1, "pretrain": 1, "train": 3, "evaluate": 3, "analyse": 3, "compare": 1, "select": 1}
 EVERYTHING |= {"figure": len(FIGURES), "report": 1}
 ONE_METHOD = {"train": 1, "evaluate": 1, "analyse": 1, "compare": 1, "figure": len(FIGURES), "report": 1, "select": 1}
 RESTART = "results/.restart/streets/self_training/seed0"
@@ -108,7 +109,8 @@ class Repository:
         return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, re.M) if name not in ("all", "total")}
 
     def stale(self) -> set[str]:
-        """Stages that DVC would run by themselves, without what follows from them."""
+        """Stages that DVC would run by themselves once it has looked at code and parameters, without what follows from them."""
+        self.dvc("repro", "--quiet", "identity")
         return set(json.loads(self.dvc("status", "--json")))
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -133,8 +135,8 @@ class Repository:
 
 
 def stages_run(text: str) -> list[str]:
-    """Stages that a `dvc repro` ran."""
-    return re.findall(r"Running stage '([^']+)'", text)
+    """Stages that a `dvc repro` ran, without the look at code and parameters."""
+    return [name for name in re.findall(r"Running stage '([^']+)'", text) if name != "identity"]
 
 
 def jobs_run(text: str) -> list[str]:
@@ -142,10 +144,10 @@ def jobs_run(text: str) -> list[str]:
     return [name for name in re.findall(r"\(Rule: (\w+)\)", text) if name != "all"]
 
 
-def value_keys(record: dict[str, Any]) -> set[str]:
-    """Names of the values of params.yaml that a job depends on, from its record."""
+def identity_text(record: dict[str, Any]) -> str:
+    """What Snakemake's record says decides a result."""
     (text,) = record["params"]
-    return set(json.loads(ast.literal_eval(text)))
+    return str(ast.literal_eval(text))
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -173,6 +175,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def with_pipa(repository: Repository) -> None:
+    """One method with a term beside the two without: small heads, both losses from the first step."""
+    term = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["pipa"]["pipa"]
+    term["pixel"] |= {"width": 16, "anchors": 64}
+    term["patch"] |= {"width": 16, "start": 0.0}
+    repository.set("methods/pipa", repository.params["methods"]["self_training"] | {"terms": ["pipa"], "pipa": term})
+    repository.set("run/methods", list(METHODS))
+
+
 def checkout(folder: Path) -> Repository:
     """A repository with the files of this working tree (committed or not, but not ignored) and the test parameters."""
     listed = subprocess.run(
@@ -189,6 +200,7 @@ def checkout(folder: Path) -> Repository:
             shutil.copy2(ROOT / name, folder / name)
     shutil.copy(ROOT / ".test" / "params.yaml", folder / "params.yaml")
     repository = Repository(folder)
+    with_pipa(repository)
     repository.git("init", "--quiet")
     repository.commit("start")
     return repository

@@ -25,6 +25,7 @@ def longer(repository: Repository) -> None:
     repository.set("benchmarks/streets/init", {"default": "none"})
     repository.set("benchmarks/streets/train/steps", STEPS)
     repository.set("benchmarks/streets/train/log_every", 10)
+    repository.udaseg("identity")  # for `dvc repro --single-item`, which runs no stage before its own
 
 
 def content(repository: Repository) -> tuple[bytes, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
-from repository import EVERYTHING, ONE_METHOD, TRAINED, Repository, stages_run
+from repository import EVERYTHING, METHODS, ONE_METHOD, TRAINED, Repository, stages_run
 
 from udaseg import params
 from udaseg.figures import NAMES as FIGURES
@@ -89,7 +90,7 @@ def test_i_9_one_method_only(finished: Repository) -> None:
 
 
 def test_i_10_add_and_remove_a_method(finished: Repository) -> None:
-    finished.set("run/methods", ["source_only", "self_training", "oracle"])
+    finished.set("run/methods", [*METHODS, "oracle"])
     assert finished.planned() == {name: n for name, n in ONE_METHOD.items() if name != "select"}
     method = {f"{step}@streets-oracle-0" for step in ("train", "evaluate", "analyse")}
     assert finished.stale() == {*method, "compare@streets", *DRAWN}
@@ -98,21 +99,59 @@ def test_i_10_add_and_remove_a_method(finished: Repository) -> None:
     assert finished.stale() == {"compare@streets", *DRAWN}
 
 
-def test_a_code_change_reaches_both(finished: Repository) -> None:
-    (finished / "src/udaseg/evaluation/__pycache__").mkdir(exist_ok=True)
-    (finished / "src/udaseg/evaluation/__pycache__/x.pyc").write_bytes(b"")
-    finished.dvc("status", "--quiet")
-    with (finished / "src/udaseg/evaluation/compare.py").open("a") as handle:
-        handle.write("# harmless\n")
-    drawn = {"figure": len(FIGURES), "report": 1}
-    assert finished.planned() == {"evaluate": 2, "analyse": 2, "compare": 1, "select": 1, **drawn}
-    methods = {f"{step}@streets-{m}-0" for step in ("evaluate", "analyse") for m in ("source_only", "self_training")}
-    assert finished.stale() == {*methods, "compare@streets", "select", *DRAWN}
-    # how to accept it (docs/workflow.md)
-    finished.snakemake("--touch", "--forceall")
-    finished.udaseg("record")
-    finished.dvc("status", "--quiet")
-    assert finished.planned() == {}
+def trained(text: str) -> set[str]:
+    """Methods (and "pretrained") that were trained, step by step, in a run of either tool."""
+    return set(re.findall(r"results/streets/(\w+)/seed0: 2 steps in ", text))
+
+
+def models(repository: Repository) -> dict[str, bytes]:
+    return {path.parts[-3]: path.read_bytes() for path in (repository / "results/streets").rglob("model.safetensors")}
+
+
+def test_dvc_after_a_complete_snakemake_trains_nothing(fresh: Repository) -> None:
+    """Without `udaseg record` between the two: what Snakemake has trained is taken over, and DVC says why."""
+    assert trained(fresh.snakemake()) == {
+        "pretrained",
+        "self_training",
+        "pipa",
+    }  # source_only takes over the pretrained one
+    before = models(fresh)
+    text = fresh.dvc("repro")
+    assert len(stages_run(text)) == sum(EVERYTHING.values())
+    assert models(fresh) == before and trained(text) == set()
+    told = re.findall(r"results/streets/(\w+)/seed0: trained already with these parameters, code and data", text)
+    assert set(told) == set(before)
+    fresh.dvc("status", "--quiet")
+    assert fresh.planned() == {}
+
+
+def test_dvc_after_a_partial_snakemake_trains_the_rest(fresh: Repository) -> None:
+    fresh.snakemake(f"{TRAINED}/model.safetensors")
+    before = models(fresh)
+    assert trained(fresh.dvc("repro", "train")) == {"pipa"}
+    assert {name: models(fresh)[name] for name in before} == before
+
+
+def test_dvc_after_a_failed_snakemake_trains_what_failed(fresh: Repository) -> None:
+    term = fresh.params["methods"]["pipa"]["pipa"]
+    fresh.set("methods/pipa/pipa", {"patch": None, "pixel": None})  # refused when the training begins
+    fresh.snakemake("--keep-going", *(f"results/streets/{m}/seed0/model.safetensors" for m in METHODS), expect=1)
+    before = models(fresh)
+    assert set(before) == {"pretrained", "source_only", "self_training"}
+    fresh.set("methods/pipa/pipa", term)
+    assert trained(fresh.dvc("repro", "train")) == {"pipa"}
+    assert {name: models(fresh)[name] for name in before} == before
+
+
+def test_snakemake_takes_what_is_trained_whatever_deleted_it(finished: Repository) -> None:
+    before = models(finished)
+    text = finished.snakemake("--force", f"{TRAINED}/model.safetensors")
+    assert trained(text) == set() and models(finished) == before
+    kept = finished / "results/.trained/streets/self_training/seed0/model.safetensors"
+    kept.unlink()
+    kept.write_bytes(b"x")  # what was set aside is not whole any more
+    assert trained(finished.snakemake("--force", f"{TRAINED}/model.safetensors")) == {"self_training"}
+    assert models(finished) == before and kept.read_bytes() == before["self_training"]
 
 
 def test_i_14_bridges_refuse(finished: Repository) -> None:
@@ -158,7 +197,7 @@ def test_guard_stops_at_results_of_unknown_origin_alone(finished: Repository) ->
     assert "has no record of" not in finished.snakemake("--unlock")
     for path in plan.cached(params.load(finished / "params.yaml")):
         (finished / path).unlink(missing_ok=True)
-    assert finished.planned()["train"] == 2  # scores from git alone are not strange
+    assert finished.planned()["train"] == len(METHODS)  # scores from git alone are not strange
 
 
 def test_import_run(finished: Repository, tmp_path: Path) -> None:
@@ -187,7 +226,7 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     assert len(text.splitlines()) == 1
     finished.git("checkout", "--quiet", "params.yaml")
     with (finished / "src/udaseg/engine/trainer.py").open("a") as handle:
-        handle.write("# other code\n")
+        handle.write("OTHER = 1\n")
     assert "code_hash: found" in finished.udaseg("import-run", str(tmp_path / "run"), expect=2)
     finished.git("checkout", "--quiet", "src")
     (finished / "data/streets/data.json").write_text("{}\n")

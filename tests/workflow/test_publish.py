@@ -38,8 +38,8 @@ def state(repository: Repository) -> tuple[str, ...]:
 def test_any_two_methods_compare(finished: Repository, tmp_path: Path) -> None:
     before = state(finished)
     text = finished.udaseg("publish-methods")
-    assert f"dvc metrics diff {OTHER} {ONE}" in text
-    assert finished.git("tag").split() == [ONE, OTHER]
+    assert f"dvc metrics diff {OTHER} streets/pipa" in text
+    assert finished.git("tag").split() == ["streets/pipa", ONE, OTHER]
     assert state(finished) == before
     assert finished.planned() == {}
 
@@ -60,6 +60,7 @@ def test_any_two_methods_compare(finished: Repository, tmp_path: Path) -> None:
 def test_a_revision_is_what_the_stage_leaves_and_tags_follow_new_results(finished: Repository) -> None:
     finished.udaseg("publish-methods", "source_only")
     finished.git("checkout", "--quiet", OTHER)
+    finished.udaseg("identity")
     assert finished.dvc("status", "select").strip().endswith("up to date.")
     assert (finished / SELECTED).read_bytes() == (
         finished / "results/streets/source_only/seed0/metrics.json"

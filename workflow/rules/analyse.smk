@@ -2,16 +2,6 @@ rule analyse:
     input:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
-        code=plan.code(
-            "data",
-            "models",
-            "losses",
-            "methods",
-            "evaluation",
-            "analysis",
-            "engine/runtime.py",
-            "ranks.py",
-        ),
     output:
         multiext(
             "results/{benchmark}/{method}/seed{seed}/", "features.npz", *plan.ANALYSED
@@ -31,14 +21,7 @@ rule analyse:
         mem_mb=8000,
         runtime=60,
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.source",
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.evaluate",
-            "analysis",
-            "run.threads",
-        ),
+        identity=lambda wc: plan.signed(P, "analyse", wc.benchmark, wc.method),
     message:
         "features of {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:

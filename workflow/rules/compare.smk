@@ -6,7 +6,6 @@ localrules:
 rule compare:
     input:
         runs=lambda wc: plan.of_runs(P, wc.benchmark, plan.COMPARED),
-        code=plan.code("evaluation", "data/labels.py"),
     output:
         report(
             "results/{benchmark}/summary.csv",
@@ -23,15 +22,7 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.evaluate",
-            f"benchmarks.{wc.benchmark}.model",
-            "run.methods",
-            "run.protocol",
-            "run.seeds",
-        ),
+        identity=lambda wc: plan.signed(P, "compare", wc.benchmark),
     message:
         "comparing the methods on {wildcards.benchmark}"
     shell:
@@ -41,7 +32,6 @@ rule compare:
 rule select:
     input:
         run=[f"{plan.selected(P).folder}/{name}" for name in plan.SELECTED],
-        code=plan.code("evaluation"),
     output:
         multiext("results/selected/", *plan.SELECTED),
     log:
@@ -51,7 +41,7 @@ rule select:
     conda:
         "../../environment.yml"
     params:
-        values=plan.values(P, "run.seeds", "select"),
+        identity=plan.signed(P, "select"),
     message:
         f"selecting {P.select.method} on {P.select.benchmark}"
     shell:

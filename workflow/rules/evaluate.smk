@@ -3,15 +3,6 @@ rule evaluate:
         data="data/{benchmark}/data.json",
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
         history="results/{benchmark}/{method}/seed{seed}/history.csv",  # copied along
-        code=plan.code(
-            "data",
-            "models",
-            "losses",
-            "methods",
-            "evaluation",
-            "engine/runtime.py",
-            "ranks.py",
-        ),
     output:
         multiext(
             "results/{benchmark}/{method}/seed{seed}/", "metrics.json", *plan.EVALUATED
@@ -31,13 +22,7 @@ rule evaluate:
         mem_mb=16000,
         runtime=240,
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.evaluate",
-            f"benchmarks.{wc.benchmark}.test",
-            "run.threads",
-        ),
+        identity=lambda wc: plan.signed(P, "evaluate", wc.benchmark, wc.method),
     message:
         "scoring {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:

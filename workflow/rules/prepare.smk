@@ -1,6 +1,4 @@
 rule prepare:
-    input:
-        code=plan.code("data"),
     output:
         data="data/{benchmark}/data.json",  # written last; holds the hashes of the zips beside it
     log:
@@ -14,15 +12,7 @@ rule prepare:
         mem_mb=8000,
         runtime=720,
     params:
-        values=lambda wc: plan.values(
-            P,
-            *plan.datasets(P, wc.benchmark),
-            f"benchmarks.{wc.benchmark}.source",
-            f"benchmarks.{wc.benchmark}.target",
-            f"benchmarks.{wc.benchmark}.evaluate",
-            f"benchmarks.{wc.benchmark}.size",
-            f"benchmarks.{wc.benchmark}.classes",
-        ),
+        identity=lambda wc: plan.signed(P, "prepare", wc.benchmark),
     message:
         "preparing the data of {wildcards.benchmark}"
     shell:

@@ -8,7 +8,6 @@ rule figure:
         data="data/{benchmark}/data.json",
         summary="results/{benchmark}/summary.json",
         runs=lambda wc: plan.of_runs(P, wc.benchmark, plan.COMPARED + plan.ANALYSED),
-        code=plan.code("figures", "evaluation", "data/labels.py", "data/prepared.py"),
     output:
         report(
             "figures/{benchmark}/{figure}.png",
@@ -25,16 +24,7 @@ rule figure:
     conda:
         "../../environment.yml"
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.evaluate",
-            f"benchmarks.{wc.benchmark}.model",
-            "run.methods",
-            "run.protocol",
-            "run.seeds",
-            "select",
-        ),
+        identity=lambda wc: plan.signed(P, "figure", wc.benchmark),
     message:
         "drawing {wildcards.figure} of {wildcards.benchmark}"
     shell:
@@ -51,7 +41,6 @@ rule report:
             figure=plan.FIGURES,
             end=["png", "pdf"],
         ),
-        code=plan.code("report", "figures", "evaluation", "data/labels.py"),
         pages=sorted(str(page) for page in Path("docs/methods").glob("*.md")),
     output:
         report(
@@ -68,16 +57,7 @@ rule report:
     conda:
         "../../environment.yml"
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}",
-            *plan.datasets(P, wc.benchmark),
-            "methods",
-            "run.methods",
-            "run.protocol",
-            "run.seeds",
-            "run.threads",
-        ),
+        identity=lambda wc: plan.signed(P, "report", wc.benchmark),
     message:
         "writing the report of {wildcards.benchmark}"
     shell:

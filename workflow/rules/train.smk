@@ -4,7 +4,6 @@
 rule pretrain:
     input:
         data="data/{benchmark}/data.json",
-        code=plan.code("data", "models", "losses", "methods", "engine", "ranks.py"),
     output:
         model="results/{benchmark}/pretrained/seed{seed}/model.safetensors",
         history="results/{benchmark}/pretrained/seed{seed}/history.csv",
@@ -20,19 +19,7 @@ rule pretrain:
         mem_mb=24000,
         runtime=2880,
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.source",
-            f"benchmarks.{wc.benchmark}.target",
-            f"benchmarks.{wc.benchmark}.size",
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.init",
-            f"benchmarks.{wc.benchmark}.model",
-            f"benchmarks.{wc.benchmark}.train",
-            "methods.source_only",
-            "run.protocol",
-            "run.threads",
-        ),
+        identity=lambda wc: plan.signed(P, "pretrain", wc.benchmark),
     message:
         "training on the source of {wildcards.benchmark} alone, seed {wildcards.seed}"
     shell:
@@ -44,7 +31,6 @@ rule train:
     input:
         data="data/{benchmark}/data.json",
         start=lambda wc: plan.start(P.resolve(wc.benchmark, wc.method, int(wc.seed))),
-        code=plan.code("data", "models", "losses", "methods", "engine", "ranks.py"),
     output:
         model="results/{benchmark}/{method}/seed{seed}/model.safetensors",
         history="results/{benchmark}/{method}/seed{seed}/history.csv",
@@ -60,19 +46,7 @@ rule train:
         mem_mb=24000,
         runtime=2880,
     params:
-        values=lambda wc: plan.values(
-            P,
-            f"benchmarks.{wc.benchmark}.source",
-            f"benchmarks.{wc.benchmark}.target",
-            f"benchmarks.{wc.benchmark}.size",
-            f"benchmarks.{wc.benchmark}.classes",
-            f"benchmarks.{wc.benchmark}.init",
-            f"benchmarks.{wc.benchmark}.model",
-            f"benchmarks.{wc.benchmark}.train",
-            f"methods.{wc.method}",
-            "run.protocol",
-            "run.threads",
-        ),
+        identity=lambda wc: plan.signed(P, "train", wc.benchmark, wc.method),
     message:
         "training {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:

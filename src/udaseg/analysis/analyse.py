@@ -16,7 +16,7 @@ from udaseg.analysis.sample import SOURCE, TARGET, Sample
 from udaseg.analysis.tsne import embed
 from udaseg.artifacts import write_json, writing
 from udaseg.engine import runtime
-from udaseg.evaluation.evaluate import load_networks
+from udaseg.evaluation.loading import load_networks
 from udaseg.params import Analysis, Run
 
 DIGITS = 6  # what the last bits of another machine do not reach
@@ -34,6 +34,7 @@ def analyse_run(run: Run) -> str:
         UserError: no model, a model of other parameters or classes, no prepared data, too few labelled cells, no such
             device.
     """
+    run.check_usable()
     device = runtime.setup(run.params.run)
     try:
         return _analyse(run, device)

@@ -21,8 +21,7 @@ from torch import Tensor
 from udaseg.data.labels import IGNORE
 from udaseg.data.prepared import find
 from udaseg.errors import UserError
-from udaseg.evaluation.evaluate import samples_of
-from udaseg.evaluation.loading import batches, decoders
+from udaseg.evaluation.loading import batches, decoders, samples_of
 from udaseg.models import Segmenter
 from udaseg.params import Run, Use, uses
 

@@ -102,7 +102,9 @@ def streets(where: str, dataset: Dataset) -> Found:
             f"as in look: game, count: {{train: 600}}"
         )
     splits = {
-        split: [Item(split, f"{k:06d}", scene=Scene(starts[split] + k, dataset.seed, dataset.look)) for k in range(n)]
+        split: [
+            Item(split, f"{k:06d}", scene=Scene(starts[split] + k, dataset.seed or 0, dataset.look)) for k in range(n)
+        ]
         for split, n in dataset.count.items()
     }
     return Found(splits, ENCODINGS["streets"], origin={"kind": "rendered"})

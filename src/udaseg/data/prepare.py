@@ -7,7 +7,6 @@ are packed into the two zips, the manifest is written last, and the parts go. Eq
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
@@ -19,19 +18,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from udaseg import artifacts
+from udaseg import artifacts, identity
+from udaseg.checking import essential
 from udaseg.data import convert, formats, parallel
 from udaseg.data.contact import contact_sheet
 from udaseg.data.labels import IGNORE
 from udaseg.data.prepared import FORMAT, Prepared
 from udaseg.data.samples import Found
 from udaseg.errors import UserError
-from udaseg.params import LICENSED, Dataset, Params, Size, uses
+from udaseg.params import LICENSED, Dataset, Params, Size, uses, without
 
 __all__ = ["contact_sheet", "prepare_benchmark", "prepare_dataset"]
 
 VERSION = 1  # of the conversion: raise it when the same input gives other bytes
 ZIPS = ("images.zip", "labels.zip")
+# Keys that a recipe held from the start whatever they were; a newer one is in it only where it is not at its default.
+FIRST_KEYS: dict[str, Any] = {
+    "exclude": [],
+    "look": None,
+    "seed": 0,
+    "images": None,
+    "labels": None,
+    "classes": "cityscapes19",
+    "ids": {},
+}
 Entries = dict[str, list[dict[str, Any]]]  # split -> manifest entries
 MOST_PROBLEMS = 100  # a wrong class table spoils every sample: stop looking
 
@@ -117,21 +127,28 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
         _prepare(dataset_name, dataset, size, folder, found, splits, jobs, sorted(others))
     sets = {}
     for prepared in wanted:
-        manifest = home / prepared / "manifest.json"
-        counts = {split: len(samples) for split, samples in Prepared(home / prepared).manifest["splits"].items()}
-        sets[prepared] = {"manifest_sha256": artifacts.file_hash(manifest), "splits": counts}
+        manifest = Prepared(home / prepared).manifest
+        counts = {split: len(samples) for split, samples in manifest["splits"].items()}
+        sets[prepared] = {"content_sha256": content_hash(manifest), "splits": counts}
     content = {"benchmark": name, "sets": sets}
     if not record.is_file() or artifacts.read_json(record, "a record of prepared data") != content:
         artifacts.write_json(record, content)
     return record
 
 
+def content_hash(manifest: dict[str, Any]) -> str:
+    """Of what prepared data hold, wherever it came from and however it was made: a new recipe with the old result disowns nothing."""
+    content = without(manifest, "recipe", "origin")
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def recipe_of(dataset: Dataset, size: Size) -> str:
     """Hash of what decides a sample's bytes. Splits and the place of the files are left out."""
-    block = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in ("root", "count")}
+    block = FIRST_KEYS | without(essential(dataset), "root", "count")
     made = [VERSION, block, str(size)]
     if dataset.format == "streets":  # its input is the renderer
-        made += [dataset.count, artifacts.code_hash("data/streets")]
+        renderer = identity.closure("data.streets")
+        made += [dataset.count, {name: identity.digest(name) for name in renderer}]
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 

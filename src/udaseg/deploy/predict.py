@@ -33,8 +33,8 @@ from udaseg.data.labels import ClassSpace
 from udaseg.deploy.models import Trained, check_folder, load
 from udaseg.errors import UserError
 from udaseg.evaluation.loading import ahead, decoders, grouped
-from udaseg.evaluation.timing import Clock, Progress
 from udaseg.params import Size
+from udaseg.progress import Clock, Progress
 
 log = logging.getLogger("udaseg")
 T = TypeVar("T")

@@ -1,22 +1,18 @@
-"""Device, threads, determinism, stop signals and what a result says about the machine that made it."""
+"""Device, threads, determinism and stop signals."""
 
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
-from udaseg import __version__, ranks
+from udaseg import ranks
 from udaseg.errors import UserError
 from udaseg.params import RunBlock
 
@@ -80,43 +76,3 @@ def peak_memory_mb(where: torch.device) -> int:
         return round(torch.cuda.max_memory_allocated(where) / 2**20)
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB on Linux
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-
-
-def provenance(where: torch.device) -> dict[str, Any]:
-    """Versions, device and code state for run.json."""
-    import timm
-    import torchvision
-
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU {platform.machine()}"
-    return {
-        "device": name,
-        "ranks": ranks.world(),
-        "versions": {
-            "udaseg": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-        },
-        **revision(),
-    }
-
-
-def revision() -> dict[str, Any]:
-    """Git revision of the checkout that the package lies in, and whether its code is changed; null outside one."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), *words],
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain", "--", str(Path(__file__).parents[1]))
-    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}

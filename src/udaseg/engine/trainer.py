@@ -7,9 +7,8 @@ yields, one flattened gradient all-reduce, one optimizer step. Nothing in it wai
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,13 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from udaseg import ranks
-from udaseg.artifacts import run_lock
 from udaseg.data.prepared import find
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, rounds, runtime
-from udaseg.engine.curves import LOGS, Curves
-from udaseg.engine.optim import build_optimizer, learning_rate, set_learning_rate
-from udaseg.engine.results import adopt, fingerprint_of, is_done, write_results
+from udaseg.engine.optim import learning_rate, set_learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import create
 from udaseg.methods.base import Batch, Method
@@ -32,58 +28,6 @@ from udaseg.params import Run, uses
 
 ASK_EVERY = 10  # steps between two questions to all ranks whether to stop: each waits for the device
 log = logging.getLogger("udaseg")
-
-
-def train(run: Run, folder: Path) -> None:
-    """Train `run` and write model.safetensors, history.csv and run.json into `folder` (the model last).
-
-    Raises:
-        UserError: whatever the user can mend (missing data, weights, device, a second process, a non-finite loss).
-        Interrupted: a stop signal came; the state is saved.
-    """
-    restart = Path("results/.restart", *folder.parts[1:])
-    device = runtime.setup(run.params.run)
-    try:
-        if ranks.rank() == 0:
-            with run_lock(restart):
-                _train(run, folder, restart, device)
-        else:
-            _train(run, folder, restart, device)
-    finally:
-        ranks.leave()
-
-
-def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
-    for leftover in restart.glob(".*.part"):  # of a killed save
-        leftover.unlink(missing_ok=True)
-    fingerprint = fingerprint_of(run)
-    if is_done(folder, fingerprint):
-        log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
-        shutil.rmtree(restart, ignore_errors=True)
-        return
-    for twin in run.twins:
-        if twin != folder and is_done(twin, fingerprint):
-            adopt(twin, folder, run.method_name)
-            return
-    method = build(run, device)
-    optimizer = build_optimizer(method, run.train.optimizer, device)
-    loop = Loop(run, method, optimizer, device, restart, fingerprint)
-    if run.params.run.tensorboard and ranks.rank() == 0:
-        loop.curves = Curves(LOGS.joinpath(*folder.parts[1:]), loop.step)
-    with runtime.stop_requests() as request:
-        loop.fit(request)
-    if ranks.rank() == 0:
-        write_results(
-            run,
-            method,
-            folder,
-            fingerprint=fingerprint,
-            history=loop.history,
-            seconds=loop.seconds,
-            device=device,
-        )
-        log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
-        shutil.rmtree(restart, ignore_errors=True)
 
 
 def build(run: Run, device: torch.device) -> Method:
@@ -135,7 +79,9 @@ class Loop:
         # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
         self.broken = torch.zeros((), device=device)
         self.labels = ""  # hash of the round's labels of the target, where the method labels in rounds
-        self.curves: Curves | None = None
+        self.watch: Callable[[Loop, float], None] | None = (
+            None  # told of every row of the history, and of images a second
+        )
         if device.type == "cuda":
             optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # read by the fused optimizers, on the device
         if state := checkpoint.load(restart, fingerprint):
@@ -146,11 +92,11 @@ class Loop:
             self.labels = state["labels"]
             log.info("going on from step %d of %d", self.step, self.p.steps)
 
-    def fit(self, request: runtime.StopRequest) -> None:
-        """Train to the end, or until a stop is requested (then the state is saved and Interrupted raised)."""
+    def fit(self, request: runtime.StopRequest, until: int | None = None) -> None:
+        """Train to the end, or to step `until`, or until a stop is requested (then the state is saved and Interrupted raised)."""
         began, first, before = time.perf_counter(), self.step, self.seconds
         batches = None
-        while self.step < self.p.steps:
+        while self.step < (until or self.p.steps):
             if batches is None or rounds.begins(self.step, self.p.steps, self.method.rounds):
                 batches = None  # its processes end before those of the next round start
                 batches = self.begin_round()
@@ -256,28 +202,15 @@ class Loop:
         )
 
     def log(self, speed: float) -> None:
-        """One row of the history (means since the last) and one line for people; the one place that waits for the device."""
+        """One row of the history (means since the last); the one place that waits for the device."""
         since = self.step - (int(self.history[-1]["step"]) if self.history else 0)
         names = sorted(self.sums)
         values = ranks.total(torch.stack([self.sums[name].float() for name in names])) / (ranks.world() * since)
         means = dict(zip(names, values.tolist(), strict=True))
         self.history.append({"step": self.step, "learning_rate": self.rate, **means})
         self.sums = {}
-        if self.curves:
-            self.curves.add(self.history[-1], speed)
-        if ranks.rank() == 0:
-            left = (self.p.steps - self.step) * self.p.batch / speed
-            log.info(
-                "step %*d/%d  %s, %s left  %.1f images/s  %d MB  %s",
-                len(str(self.p.steps)),
-                self.step,
-                self.p.steps,
-                duration(self.seconds),
-                duration(left),
-                speed,
-                runtime.peak_memory_mb(self.device),
-                "  ".join(f"{name} {value:.4f}" for name, value in means.items()),
-            )
+        if self.watch:
+            self.watch(self, speed)
 
     def save(self) -> None:
         self.stop_if_broken()
@@ -315,9 +248,3 @@ def ignore_interrupts(worker: int) -> None:
     for number in runtime.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -27,17 +25,27 @@ from udaseg.engine import runtime
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, inference, predictions, scores
 from udaseg.evaluation.inference import Predict
-from udaseg.evaluation.loading import TEACHER, batches, by_network, decoders
+from udaseg.evaluation.loading import TEACHER, batches, decoders, load_networks, samples_of
 from udaseg.evaluation.predictions import Prediction, Recorder
-from udaseg.evaluation.timing import Clock, Progress
 from udaseg.methods import method_class
-from udaseg.models import Segmenter, build_model, load_model_file, load_state
+from udaseg.models import Segmenter
 from udaseg.params import Run, Test, Use, uses
 
-log = logging.getLogger("udaseg")
+
+class Watch(Protocol):
+    """Looks on while a split is scored; nothing of it reaches a score."""
+
+    def network(self) -> AbstractContextManager[None]:
+        """Around every pass."""
+
+    def reached(self, done: int) -> None:
+        """So many images are done."""
 
 
-def evaluate_run(run: Run) -> str:
+Watcher = Callable[[str, int, torch.device], Watch]  # what is scored, how many images, where
+
+
+def evaluate_run(run: Run, watcher: Watcher | None = None) -> str:
     """Score a trained run; write metrics.json, confusion.csv, iou.json, images.csv and predictions.zip into its folder.
 
     Returns:
@@ -46,14 +54,15 @@ def evaluate_run(run: Run) -> str:
     Raises:
         UserError: no model, a model of other parameters or classes, no prepared data, no scored pixel, no such device.
     """
+    run.check_usable()
     device = runtime.setup(run.params.run)
     try:
-        return _evaluate(run, device)
+        return _evaluate(run, device, watcher)
     finally:
         ranks.leave()
 
 
-def _evaluate(run: Run, device: torch.device) -> str:
+def _evaluate(run: Run, device: torch.device, watcher: Watcher | None) -> str:
     sets = [use for use in uses(run.benchmark) if use.role == "evaluate"]
     if not sets:
         raise UserError(
@@ -68,12 +77,12 @@ def _evaluate(run: Run, device: torch.device) -> str:
         first["teacher"] = inference.from_test(networks[TEACHER].predict, run.benchmark.test)
 
     with Recorder(run.classes) as recorder:
-        matrices, images = count(run, sets[0], networks[""], first, device, recorder)
+        matrices, images = count(run, sets[0], networks[""], first, device, recorder=recorder, watcher=watcher)
         each = of_all_ranks(recorder.predictions())
     headline = scores.report(matrices[""], run.classes) | {"images": images}
     other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
     for use in sets[1:]:
-        matrix, images = count(run, use, networks[""], {"": student}, device)
+        matrix, images = count(run, use, networks[""], {"": student}, device, watcher=watcher)
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
@@ -95,42 +104,15 @@ def beside(test: Test, student: Predict) -> dict[str, Predict]:
     return {name: predict}
 
 
-def load_networks(run: Run, device: torch.device) -> dict[str, Segmenter]:
-    """The student (under "") and, where the method has one, the teacher, ready to predict."""
-    path = run.folder / "model.safetensors"
-    again = f"udaseg train --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
-    if not path.exists():
-        raise UserError(f"{path}: not found; run `{again}` first")
-    state, header = load_model_file(path)
-    for key, expected in (("params_hash", run.hash), ("classes", ",".join(run.classes.names))):
-        if header.get(key) != expected:
-            raise UserError(f"{path}: {key}: found {header.get(key)}, expected {expected}; run `{again}` again")
-    networks = {}
-    for prefix, part in by_network(state).items():
-        network = build_model(run.benchmark.model, len(run.classes))
-        load_state(network, part, path)
-        networks[prefix] = network.to(device).eval()
-    return networks
-
-
-def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
-    samples = list(prepared.samples(use.split))
-    bare = next((sample.name for sample in samples if sample.label is None), None)
-    if bare is not None or not samples:
-        found = f"{bare} without a label" if samples else "no image"
-        raise UserError(
-            f"{use.dataset}/{use.split}: found {found}, expected a labelled split; prepare the data set again"
-        )
-    return samples
-
-
 def count(
     run: Run,
     use: Use,
     student: Segmenter,
     views: dict[str, Predict],
     device: torch.device,
+    *,
     recorder: Recorder | None = None,
+    watcher: Watcher | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """One confusion matrix for each view over a whole split (summed over ranks), and the number of images.
 
@@ -138,13 +120,10 @@ def count(
     """
     prepared = find(run.benchmark_name, use)
     samples = samples_of(prepared, use)
-    scored = score_images(run, student, prepared, samples[ranks.rank() :: ranks.world()], device, views, recorder)
-    outside = max(0.0, 1 - scored.timing.network / scored.timing.total)
-    log.info(
-        "%s/%s: %d images in %.1f s, %.1f %% of it outside forward pass and up-sampling",
-        *(use.dataset, use.split, len(samples), scored.timing.total, 100 * outside),
-    )
-    matrices = {name: ranks.total(matrix).cpu() for name, matrix in scored.matrices.items()}
+    mine = samples[ranks.rank() :: ranks.world()]
+    watch = watcher(f"{use.dataset}/{use.split}", len(mine), device) if watcher else None
+    found = score_images(run, student, prepared, mine, device, views, recorder=recorder, watch=watch)
+    matrices = {name: ranks.total(matrix).cpu() for name, matrix in found.items()}
     if not matrices[""][:-1].any():
         raise UserError(
             f"{use.dataset}/{use.split}: found {len(samples)} images without one pixel of the classes "
@@ -164,20 +143,6 @@ def of_all_ranks(mine: list[Prediction]) -> list[Prediction]:
     return [part[turn] for turn in range(len(parts[0])) for part in parts if turn < len(part)]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: all of it, and the part in forward pass and up-sampling."""
-
-    total: float
-    network: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    matrices: dict[str, Tensor]  # by view, on the device
-    timing: Timing
-
-
 @torch.inference_mode()
 def score_images(
     run: Run,
@@ -186,9 +151,11 @@ def score_images(
     samples: Sequence[Sample],
     device: torch.device,
     views: dict[str, Predict] | None = None,
+    *,
     recorder: Recorder | None = None,
-) -> Scored:
-    """Count labelled samples in this process.
+    watch: Watch | None = None,
+) -> dict[str, Tensor]:
+    """Count labelled samples in this process: one confusion matrix for each view, on the device.
 
     Args:
         run: gives class space, test mode and precision.
@@ -197,16 +164,16 @@ def score_images(
         device: where.
         views: what predicts, by name; the student as the test block says by default, under "".
         recorder: takes each image's result in the view "".
+        watch: told how far it is.
     """
     views = views or {"": inference.from_test(student.predict, run.benchmark.test)}
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
     cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
-    clock, progress = Clock(device), Progress("scored", len(samples))
-    done, began = 0, time.perf_counter()
+    done = 0
     for images, label in batches(prepared, samples, run.classes, decoders(device)):
         images, label = student.normalise(images.to(device)), label.to(device)
         for name, predict in views.items():
-            with clock.network(), cast:
+            with watch.network() if watch else nullcontext(), cast:
                 logits = predict(images, (label.shape[-2], label.shape[-1]))
             found = confusion.most_likely(logits)
             by_image = confusion.by_image(found, label, len(run.classes))
@@ -216,9 +183,9 @@ def score_images(
                     [sample.name for sample in samples[done : done + len(images)]], found, scores.by_image(by_image)
                 )
         done += len(images)
-        progress.reached(done)
-    network = clock.seconds()
-    return Scored(matrices, Timing(time.perf_counter() - began, network))
+        if watch:
+            watch.reached(done)
+    return matrices
 
 
 def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:

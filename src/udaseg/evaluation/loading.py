@@ -18,6 +18,9 @@ from torch import Tensor
 
 from udaseg.data.labels import ClassSpace
 from udaseg.data.prepared import Prepared, Sample
+from udaseg.errors import UserError
+from udaseg.models import Segmenter, build_model, load_model_file, load_state
+from udaseg.params import Run, Use
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -38,6 +41,35 @@ def by_network(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         prefix = TEACHER if name.startswith(TEACHER) else ""
         parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
     return parts
+
+
+def load_networks(run: Run, device: torch.device) -> dict[str, Segmenter]:
+    """The student (under "") and, where the method has one, the teacher, ready to predict."""
+    path = run.folder / "model.safetensors"
+    again = f"udaseg train --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
+    if not path.exists():
+        raise UserError(f"{path}: not found; run `{again}` first")
+    state, header = load_model_file(path)
+    for key, expected in (("params_hash", run.hash), ("classes", ",".join(run.classes.names))):
+        if header.get(key) != expected:
+            raise UserError(f"{path}: {key}: found {header.get(key)}, expected {expected}; run `{again}` again")
+    networks = {}
+    for prefix, part in by_network(state).items():
+        network = build_model(run.benchmark.model, len(run.classes))
+        load_state(network, part, path)
+        networks[prefix] = network.to(device).eval()
+    return networks
+
+
+def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
+    samples = list(prepared.samples(use.split))
+    bare = next((sample.name for sample in samples if sample.label is None), None)
+    if bare is not None or not samples:
+        found = f"{bare} without a label" if samples else "no image"
+        raise UserError(
+            f"{use.dataset}/{use.split}: found {found}, expected a labelled split; prepare the data set again"
+        )
+    return samples
 
 
 def batches(prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, threads: int = 1) -> Iterator[Pair]:

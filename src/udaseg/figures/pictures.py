@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from udaseg.comparison.compare import REFERENCE
 from udaseg.data.labels import IGNORE
 from udaseg.data.prepared import Prepared, Sample, find
-from udaseg.evaluation.compare import REFERENCE
 from udaseg.evaluation.predictions import reduced
 from udaseg.figures import files
 from udaseg.figures.gains import setting

@@ -1,15 +1,18 @@
 """What all figures share: size, colours, notes, and files with equal bytes for equal figures.
 
 Classes have the colours of their benchmark (Cityscapes palette). Methods have those of Okabe and Ito, which colour-blind people
-tell apart, the methods of reference are grey. A variant (`sepico-off`) has its method's hue, lighter or darker. Pale areas have a
+tell apart, the methods of reference are grey: the table of papers has them (udaseg.recipes). A variant (`sepico-off`) has its method's hue, lighter or darker. Pale areas have a
 dark edge; lines are darkened until white paper shows them and have a dash pattern as second mark.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,19 +27,12 @@ from matplotlib.patches import Patch, Rectangle
 
 from udaseg.artifacts import writing
 from udaseg.data.labels import ClassSpace
+from udaseg.recipes import papers
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one and two columns of a page
 GREY = "0.35"
-METHODS = {
-    "source_only": "#d0d0d0",
-    "self_training": "#707070",
-    "oracle": "#303030",
-    "bcl": "#e69f00",
-    "plca": "#009e73",
-    "sepico": "#0072b2",
-    "pipa": "#d55e00",
-    "cluda": "#cc79a7",
-}
+# of papers that name no colour of their own, in the order of their names
+FREE = ("#56b4e9", "#f0e442", "#8c564b", "#17becf", "#7f5fc7", "#bcbd22")
 # how far the variants of a method go towards white (1) or black (0)
 SHADES = ((0.5, 1), (0.45, 0), (0.75, 1), (0.7, 0), (0.25, 1), (0.2, 0), (0.87, 1), (0.85, 0))
 # lines of the methods above, on and off in line widths; a variant takes the pattern of a method further down
@@ -67,8 +63,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def families(methods: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """Name -> method that it is a variant of, and its number among the variants given; 0 for the method itself."""
-    out, variants = {}, dict.fromkeys(METHODS, 0)
+    """Name -> paper that it is a variant of, and its number among the variants given; 0 for the paper's own."""
+    out: dict[str, tuple[str, int]] = {}
+    variants: Counter[str] = Counter()
     for name in methods:
         family = name.partition("-")[0]
         variants[family] += name != family
@@ -76,12 +73,19 @@ def families(methods: Sequence[str]) -> dict[str, tuple[str, int]]:
     return out
 
 
+@functools.cache
+def palette() -> dict[str, str]:
+    """A colour for each paper, the same whatever is drawn."""
+    free = itertools.cycle(FREE)
+    return {name: paper.colour or next(free) for name, paper in papers().items()}
+
+
 def colours(methods: Sequence[str]) -> dict[str, Colour]:
     """A colour for each method, the same in all figures of a benchmark."""
     out = {}
     for name, (family, variant) in families(methods).items():
         share, end = SHADES[(variant - 1) % len(SHADES)] if variant else (0, 0)
-        red, green, blue = ((1 - share) * part + share * end for part in to_rgb(METHODS[family]))
+        red, green, blue = ((1 - share) * part + share * end for part in to_rgb(palette()[family]))
         out[name] = red, green, blue
     return out
 
@@ -90,7 +94,7 @@ def lines(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What `plot` takes for the line of each method: its colour, dark enough, and a dash pattern."""
     out = {}
     for name, (family, variant) in families(methods).items():
-        dashes = DASHES[(list(METHODS).index(family) + variant) % len(DASHES)]
+        dashes = DASHES[(list(palette()).index(family) + variant) % len(DASHES)]
         out[name] = {"color": dark(colours(methods)[name]), "linestyle": (0, dashes)}
     return out
 

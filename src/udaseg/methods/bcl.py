@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg import ranks, recipes
+from udaseg import ranks
 from udaseg.data.labels import IGNORE
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
@@ -27,6 +27,7 @@ from udaseg.methods.static_labels import label_images
 from udaseg.models import Output, Segmenter
 from udaseg.models.stems import with_own_stem
 from udaseg.params import Run
+from udaseg.recipes import bcl as recipe
 
 STRIDE = 8  # of DeepLab-V2, where the paper contrasts; finer maps are averaged to it
 
@@ -45,7 +46,7 @@ class Bcl(Method):
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
-        self.p = p = typing.cast(recipes.Bcl, run.method)
+        self.p = p = typing.cast(recipe.Bcl, run.method)
         where = f"params.yaml: methods.{run.method_name}"
         if p.rounds < 1 or not 0 <= p.portion <= 1 or p.temperature <= 0:
             raise UserError(

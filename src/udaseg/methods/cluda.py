@@ -35,7 +35,8 @@ from udaseg.methods.base import Batch, Losses, Term, stream
 from udaseg.models import Boxes, Output, Segmenter
 from udaseg.models.heads import FusionHead
 from udaseg.params import Run
-from udaseg.recipes import Cluda, SelfTraining
+from udaseg.recipes.cluda import Cluda
+from udaseg.recipes.self_training import SelfTraining
 
 
 class Detail(Protocol):
@@ -49,7 +50,7 @@ class CludaTerm(Term):
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
         recipe = typing.cast(SelfTraining, run.method)
-        self.p = typing.cast(Cluda, recipe.cluda)
+        self.p = typing.cast(Cluda, recipe.block("cluda"))
         self.released = recipe.variant == "released"
         self.classes = len(run.classes)
         self.window = student.detail_window

@@ -33,7 +33,9 @@ from udaseg.methods.base import Batch, Host, Losses, Term, stream
 from udaseg.models import Output, Segmenter
 from udaseg.models.heads import over_stages
 from udaseg.params import Run
-from udaseg.recipes import PatchContrast, PixelContrast, SelfTraining
+from udaseg.recipes import pipa as recipe
+from udaseg.recipes.pipa import PatchContrast, PixelContrast
+from udaseg.recipes.self_training import SelfTraining
 
 BLUR_SIGMA = 1.1  # OpenCV's for the released 5 x 5 kernel
 
@@ -45,8 +47,8 @@ class Pipa(Term):
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
         method = typing.cast(SelfTraining, run.method)
-        assert method.pipa is not None
-        self.pixel, self.patch = method.pipa.pixel, method.pipa.patch
+        p = typing.cast(recipe.Pipa, method.block("pipa"))
+        self.pixel, self.patch = p.pixel, p.patch
         if self.pixel is None and self.patch is None:
             raise UserError(
                 f"params.yaml: methods.{run.method_name}.pipa: found neither pixel nor patch, expected at least one of them; "

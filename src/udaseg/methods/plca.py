@@ -33,7 +33,7 @@ from udaseg.losses.segmentation import fp32, nearest_labels
 from udaseg.methods.base import Batch, Losses, Method, Predict, stream
 from udaseg.models import Output, Segmenter
 from udaseg.params import Run
-from udaseg.recipes import Plca
+from udaseg.recipes.plca import Plca
 
 LEAST = 1e-12  # of an aggregated probability, before its logarithm
 

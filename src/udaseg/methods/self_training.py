@@ -7,7 +7,6 @@ mixed loss eq. (4) -> teacher update eq. (5). Contrastive terms (one file per pa
 
 from __future__ import annotations
 
-import importlib
 import typing
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -19,6 +18,7 @@ from udaseg import ranks
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses.segmentation import cell_labels, feature_distance, fp32
+from udaseg.methods import load
 from udaseg.methods.augment import strong_augment
 from udaseg.methods.base import Averaged, Batch, Losses, Method, Predict, Term, stream
 from udaseg.methods.crops import best_corner, cut
@@ -26,7 +26,7 @@ from udaseg.methods.mixing import class_mask, paste, pseudo_labels, without_bord
 from udaseg.methods.night import class_weights, day_and_night, static_classes
 from udaseg.models import Segmenter, build_model, load_encoder_weights
 from udaseg.params import Run
-from udaseg.recipes import SelfTraining
+from udaseg.recipes.self_training import SelfTraining
 
 
 class SelfTrainingStep(Method):
@@ -40,9 +40,7 @@ class SelfTrainingStep(Method):
         self.p = typing.cast(SelfTraining, run.method)
         self.per_image = self.p.variant == "paper"  # released: one q and one set of classes for the whole batch
         self.teacher = Averaged(student, self.p.teacher_horizon, run.train.steps)
-        self.terms = nn.ModuleDict(
-            {name: importlib.import_module(f"udaseg.methods.{name}").TERM(student, run) for name in self.p.terms}
-        )
+        self.terms = nn.ModuleDict({name: load(name, "TERM")(student, run) for name in self.p.terms})
         # in a tuple, so that 80 million frozen weights are neither saved in every restart state nor averaged
         self.frozen = (self._imagenet_encoder(),) if self.p.feature_distance and run.from_imagenet else ()
         is_thing = torch.zeros(256, dtype=torch.bool)

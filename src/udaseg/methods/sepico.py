@@ -24,7 +24,8 @@ from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
 from udaseg.models import Output, Segmenter
 from udaseg.models.heads import ConvBN, over_stages
 from udaseg.params import Run
-from udaseg.recipes import SelfTraining, Sepico
+from udaseg.recipes.self_training import SelfTraining
+from udaseg.recipes.sepico import Sepico
 
 
 class ProjectionHead(nn.Module):
@@ -54,7 +55,7 @@ class SePiCo(Term):
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
         recipe = typing.cast(SelfTraining, run.method)
-        self.p = typing.cast(Sepico, recipe.sepico)
+        self.p = typing.cast(Sepico, recipe.block("sepico"))
         check(self.p, recipe, f"params.yaml: methods.{run.method_name}")
         # DeepLab-V2: the last stage; fusing heads: all stages, resized to the first
         channels = student.stage_channels[-1:] if student.decoder_channels is None else student.stage_channels

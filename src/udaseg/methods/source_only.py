@@ -13,7 +13,7 @@ from udaseg.methods.augment import photometric_distortion
 from udaseg.methods.base import Batch, Losses, Method, stream
 from udaseg.models import Segmenter
 from udaseg.params import Run
-from udaseg.recipes import Supervised
+from udaseg.recipes.source_only import Supervised
 
 
 class SourceOnly(Method):

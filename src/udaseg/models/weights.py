@@ -22,10 +22,9 @@ from udaseg.errors import UserError
 from udaseg.models.files import check_state, load_model_file
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.spec import ModelSpec
+from udaseg.params import names_a_file
 
 log = logging.getLogger("udaseg")
-
-MODEL_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 # Top-level modules that follow the last feature map in timm's classifiers (and decoders of official SegFormer files).
 # A features_only encoder ends before them.
@@ -110,7 +109,7 @@ def find_weights(spec: ModelSpec) -> Path:
             f"model.weights: found none, expected ImageNet weights for {spec.backbone}: name them, or say init: none"
         )
     weights, mirror = spec.weights, os.environ.get("UDASEG_MIRROR")
-    if weights.endswith(MODEL_SUFFIXES) or "/" in weights:
+    if names_a_file(weights):
         path = Path(weights).expanduser()
         if not path.is_file():
             raise UserError(

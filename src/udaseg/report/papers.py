@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
+from udaseg import recipes
 from udaseg.params import Run
 
 DOCS = Path("docs/methods")
@@ -26,10 +27,10 @@ class Page:
 
 
 def pages(run: Run) -> list[str]:
-    """Which pages tell about a run: its own, those of its terms, that of the step it stands on."""
+    """Which pages tell about a run: its own, those of its terms, that of the step it stands on. A paper may have none."""
     own = run.method_name.split("-")[0]
-    names = ["source_only" if name == "oracle" else name for name in (own, *run.method.terms, run.kind)]
-    return list(dict.fromkeys(names))
+    names = [recipes.papers()[name].page or name for name in (own, *run.method.terms, run.kind)]
+    return [name for name in dict.fromkeys(names) if (DOCS / f"{name}.md").is_file() or not DOCS.is_dir()]
 
 
 def read_all(runs: Sequence[Run], address: str) -> list[Page]:

@@ -20,8 +20,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from udaseg.artifacts import writing
+from udaseg.comparison.tables import synthetic, test_split
 from udaseg.errors import UserError
-from udaseg.evaluation.tables import synthetic, test_split
 from udaseg.figures import files
 from udaseg.params import Params, Run, uses
 from udaseg.report import papers, tables

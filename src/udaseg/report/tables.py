@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from udaseg.evaluation import tables as text
+from udaseg.comparison import tables as text
 from udaseg.figures.measures import MEASURES, defined, limits, span
 from udaseg.params import Params, Run
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -14,8 +15,9 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from udaseg import params
 from udaseg.errors import Interrupted, UserError
-from udaseg.workflow import guard
+from udaseg.workflow import guard, plan
 
 SNAKEMAKE = (sys.executable, "-m", "snakemake")
 DVC = (sys.executable, "-m", "dvc")
@@ -28,7 +30,9 @@ log = logging.getLogger("udaseg")
 
 
 def stage(rule: str, target: str) -> int:
-    """Make `target` with `rule` and nothing else; what every command of dvc.yaml calls.
+    """Make `target` with `rule` and nothing else; what the commands of dvc.yaml call.
+
+    DVC removes a stage's outputs first. A training that is finished all the same is not made again (`engine.training.KEPT`).
 
     Returns:
         Snakemake's exit code.
@@ -83,10 +87,17 @@ def record() -> None:
         raise UserError(f"Snakemake cannot plan: {last_line(text)}")
     if "Nothing to be done" not in text:
         raise UserError("Snakemake has work left, so the results are not final; run `snakemake`, then this again")
-    done = subprocess.run([*DVC, "commit", "--force"], capture_output=True, text=True, check=False)
+    commit()
+    log.info("recorded in dvc.lock; `git status` shows the scores that changed")
+
+
+def commit(*stages: str) -> None:
+    """Let DVC record what is there: the named stages, or all."""
+    plan.write_identities(params.load())
+    wanted = ["identity", *stages] if stages else []
+    done = subprocess.run([*DVC, "commit", "--force", *wanted], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"`dvc commit --force` failed: {last_line(done.stdout + done.stderr)}")
-    log.info("recorded in dvc.lock; `git status` shows the scores that changed")
 
 
 def sync() -> None:
@@ -95,14 +106,29 @@ def sync() -> None:
     Raises:
         UserError: the workspace is not what dvc.lock says.
     """
-    status = subprocess.run([*DVC, "status", "--quiet"], capture_output=True, text=True, check=False)
-    if status.returncode:
+    if found := stale():
         raise UserError(
-            f"the workspace is not what dvc.lock says ({last_line(status.stdout + status.stderr) or 'see `dvc status`'}), so "
+            f"the workspace is not what dvc.lock says ({len(found)} stages, the first: {found[0]}; see `dvc status`), so "
             f"Snakemake must not take it over; `dvc checkout --force` restores what was recorded, `dvc repro` makes what is stale"
         )
     touch("--forceall")
     log.info("Snakemake's records are complete")
+
+
+def stale(*stages: str) -> list[str]:
+    """Stages whose results are not those of dvc.lock: of those named and all before them, or of all.
+
+    The stage `identity` is left out: what it looks at has been looked at here.
+
+    Raises:
+        UserError: DVC cannot tell.
+    """
+    plan.write_identities(params.load())
+    command = [*DVC, "status", "--json", *(["--with-deps", *stages] if stages else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"`dvc status` failed: {last_line(done.stdout + done.stderr)}")
+    return sorted(name for name in json.loads(done.stdout) if name != "identity")
 
 
 def touch(*options: str) -> None:

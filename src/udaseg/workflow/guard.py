@@ -1,12 +1,18 @@
-"""Snakemake decides by its own records; results without one (fetched by DVC, copied by hand) would pass as up to date."""
+"""What Snakemake has recorded of a result, and whether it may be trusted.
+
+Snakemake decides by its own records; results without one (fetched by DVC, copied by hand) would pass as up to date.
+"""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from udaseg.errors import UserError
 
@@ -33,5 +39,19 @@ def check(results: Iterable[str]) -> None:
 
 
 def known(path: str) -> bool:
+    return any(place(path, kind).exists() for kind in ("metadata", "incomplete"))
+
+
+def place(path: str, kind: str = "metadata") -> Path:
     name = urlsafe_b64encode(path.encode()).decode()  # how Snakemake's file backend names its records
-    return any(Path(".snakemake", kind, name).exists() for kind in ("metadata", "incomplete"))
+    return Path(".snakemake", kind, name)
+
+
+def recorded(path: str) -> dict[str, Any] | None:
+    """The identity (code and values) with which Snakemake made a result; None where it has no record of one."""
+    try:
+        (text,) = json.loads(place(path).read_text())["params"]
+        found = json.loads(ast.literal_eval(text))
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
+        return None
+    return found if isinstance(found, dict) and {"code", "params"} <= found.keys() else None

@@ -6,7 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from udaseg.artifacts import TRAINING_CODE, code_hash, file_hash, read_json, writing
+from udaseg import identity
+from udaseg.artifacts import file_hash, read_json, writing
+from udaseg.engine import provenance
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 from udaseg.workflow import plan
@@ -57,6 +59,10 @@ def import_run(params: Params, folder: Path, *, reference: bool) -> Path:
                 f"{path}: not found, and this run begins from it or follows it; import that run first, or make it: `snakemake {path}`"
             )
     copied(folder, run.folder, wanted)
+    from udaseg.engine.training import keep
+
+    for home in homes:
+        keep(home)
     touch("--force", "--allowed-rules", "pretrain", "train", "--", *(str(home / MODEL) for home in homes))
     return run.folder
 
@@ -77,7 +83,9 @@ def check_scores(folder: Path) -> None:
 
 def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool) -> None:
     data = Path("data", run.benchmark_name, "data.json")
-    expected = {"params_hash": run.hash, "code_hash": code_hash(*TRAINING_CODE)}
+    if made.get("scheme") != provenance.SCHEME:
+        raise UserError(f"{folder / 'run.json'}: {provenance.OTHER_SCHEME}")
+    expected = {"params_hash": run.hash, "code_hash": identity.digest_of(provenance.code_of(run))}
     if data.exists():
         expected["data_hash"] = file_hash(data)
     elif reference:
@@ -96,6 +104,10 @@ def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool
             raise UserError(
                 f"{folder / MODEL}: params_hash: found {found}, expected {run.hash}; the model does not belong to the "
                 f"run.json beside it"
+            )
+        if made.get("model_hash") != file_hash(folder / MODEL):
+            raise UserError(
+                f"{folder / MODEL}: is not the model that the run.json beside it describes; fetch both again"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the Snakefile plans with: which files a configuration asks for, and which code and values a result depends on.
+"""What the Snakefile plans with: which files a configuration asks for, and what decides each result.
 
 dvc.yaml says the same in DVC's words; tests/workflow/test_plan.py compares the two.
 """
@@ -9,12 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from udaseg import params
+from udaseg import identity, params
+from udaseg.artifacts import write_text
+from udaseg.checking import essential
+from udaseg.engine import provenance
 from udaseg.errors import UserError
 from udaseg.figures import NAMES as FIGURES
-from udaseg.params import Params, Run, uses
+from udaseg.params import Params, Run, uses, without
 
-PACKAGE = Path("src/udaseg")
+IDENTITIES = Path("results/.identity")
 TRAINED = ("model.safetensors", "history.csv")
 EVALUATED = ("confusion.csv", "iou.json", "images.csv", "predictions.zip")
 # What comparison, figures and report read of every run. DVC can ask for "every run" only as a folder that holds nothing else:
@@ -50,29 +53,73 @@ def load(config: dict[str, Any]) -> Params:
     return p
 
 
-def code(*parts: str) -> list[str]:
-    """All files of the package's folders (or single files) named, for Snakemake, which follows files and not folders."""
-    files: list[Path] = []
-    for part in parts:
-        path = PACKAGE / part
-        files += [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    return sorted(f.as_posix() for f in files if "__pycache__" not in f.parts)
+def identity_of(p: Params, step: str, benchmark: str = "", method: str = "") -> dict[str, Any]:
+    """What decides the result of a step, apart from its input files: code by file, and values of params.yaml by key.
+
+    Seeds are left out: they are part of the place where a result lies.
+    """
+    modules, params = [], {}
+    if step in ("train", "pretrain"):
+        run = p.resolve(benchmark, method or "source_only", 0)
+        step, modules, params = "train", provenance.method_modules(run), without(run.resolved, "seed")
+    elif benchmark:
+        modules, params = [], values(p, step, benchmark)
+        if step == "evaluate":  # asks the method how else it predicts
+            modules = [f"methods.{p.resolve(benchmark, method, 0).kind}"]
+    else:
+        params = {"seed": p.run.seeds[0], "select": essential(p.select)}
+    return {"code": identity.code(step, *modules), "params": params}
 
 
-def values(p: Params, *keys: str) -> str:
-    """The named values of params.yaml as one text: as a rule's parameter it makes the rule run again when one changes."""
-    found = {}
-    for key in keys:
-        value: Any = p.raw
-        for part in key.split("."):
-            value = value[part]
-        found[key] = value
-    return json.dumps(found, sort_keys=True, default=str)
+def values(p: Params, step: str, benchmark: str) -> dict[str, Any]:
+    """What the steps beside training take from params.yaml; what equals its declared default is left out."""
+    b = essential(p.benchmarks[benchmark])
+    compared = {
+        **{key: b[key] for key in ("classes", "evaluate", "model")},
+        **{key: essential(getattr(p.run, key)) for key in ("methods", "protocol", "seeds")},
+    }
+    used = {use.dataset: essential(p.datasets[use.dataset]) for use in uses(p.benchmarks[benchmark])}
+    if step == "prepare":
+        return {"datasets": used} | {key: b[key] for key in ("source", "target", "evaluate", "size", "classes")}
+    if step == "evaluate":
+        return {"threads": p.run.threads} | {key: b[key] for key in ("classes", "evaluate", "test")}
+    if step == "analyse":
+        keys = ("source", "classes", "evaluate")
+        return {"threads": p.run.threads, "analysis": essential(p.analysis)} | {key: b[key] for key in keys}
+    if step == "compare":
+        return compared
+    if step == "figure":
+        return compared | {"select": essential(p.select)}
+    recipes = {run.method_name: run.resolved for run in runs(p, benchmark)}
+    return compared | {"datasets": used, "benchmark": b, "threads": p.run.threads, "recipes": recipes}
 
 
-def datasets(p: Params, benchmark: str) -> list[str]:
-    """Keys of the data sets that a benchmark uses. A new one beside them changes nothing that is there."""
-    return sorted({f"datasets.{use.dataset}" for use in uses(p.benchmarks[benchmark])})
+def signed(p: Params, step: str, benchmark: str = "", method: str = "") -> str:
+    """`identity_of` as one text: as a rule's parameter it makes the rule run again when it changes."""
+    return json.dumps(identity_of(p, step, benchmark, method), sort_keys=True)
+
+
+def identities(p: Params) -> dict[str, str]:
+    """File -> what it holds: the same texts for DVC, which depends on files."""
+    found = {"select.json": signed(p, "select")}
+    for benchmark in p.run.benchmarks:
+        for step in ("prepare", "pretrain", "compare", "figure", "report"):
+            found[f"{benchmark}/{step}.json"] = signed(p, step, benchmark)
+        for method in p.run.methods:
+            for step in ("train", "evaluate", "analyse"):
+                found[f"{benchmark}/{method}/{step}.json"] = signed(p, step, benchmark, method)
+    return {f"{IDENTITIES}/{name}": text + "\n" for name, text in found.items()}
+
+
+def write_identities(p: Params) -> None:
+    """Bring results/.identity up to date; what has not changed is not touched."""
+    wanted = identities(p)
+    for path in sorted(IDENTITIES.rglob("*.json")):
+        if path.as_posix() not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        if not Path(name).is_file() or Path(name).read_text(encoding="utf-8") != text:
+            write_text(Path(name), text)
 
 
 def start(run: Run) -> list[str]:

@@ -7,7 +7,6 @@ made in a scratch clone and comes back as a tag, so neither the work tree nor a 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -21,9 +20,10 @@ import yaml
 from udaseg import params
 from udaseg.artifacts import read_json, write_text
 from udaseg.checking import lookup
+from udaseg.comparison import compare
 from udaseg.errors import UserError
-from udaseg.evaluation import compare
 from udaseg.params import Params, Run
+from udaseg.workflow import bridges, plan
 from udaseg.workflow.bridges import DVC, last_line
 
 SUBJECT = "udaseg publish-methods: "  # tells our tags from others
@@ -89,12 +89,7 @@ def check_clean() -> None:
 def check_recorded(runs: Sequence[Run]) -> None:
     names = [f"{run.benchmark_name}-{run.method_name}-{run.seed}" for run in runs]
     stages = [f"{stage}@{name}" for name in names for stage in ("evaluate", "analyse")]
-    done = subprocess.run(
-        [*DVC, "status", "--json", "--with-deps", *stages], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"`dvc status` failed: {last_line(done.stdout + done.stderr)}")
-    if stale := sorted(json.loads(done.stdout)):
+    if stale := bridges.stale(*stages):
         raise UserError(
             f"found {len(stale)} stages whose results are not those of dvc.lock ({', '.join(stale[:3])}); run `snakemake`, then "
             f"`udaseg record`, commit, then this again"
@@ -122,9 +117,10 @@ def publish(run: Run, scratch: Path) -> None:
     )
     with contextlib.chdir(scratch):
         compare.select(params.load())
+        plan.write_identities(params.load())
         # DVC keeps notes on every repository it sees; this one is gone in a moment
         environment = os.environ | {"DVC_SITE_CACHE_DIR": str(scratch / ".dvc/tmp/site")}
-        command = [*DVC, "commit", "--quiet", "--force", "select"]
+        command = [*DVC, "commit", "--quiet", "--force", "identity", "select"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise UserError(f"`dvc commit --force select` failed: {last_line(done.stdout + done.stderr)}")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from udaseg.artifacts import read_json, write_json, write_text, writing
+from udaseg.comparison import published, tables
 from udaseg.errors import UserError
-from udaseg.evaluation import published, tables
 from udaseg.params import Params, Run
 
 REFERENCE = "self_training"
@@ -132,17 +132,13 @@ def twin(p: Params, benchmark: str, method: str, among: Sequence[str]) -> str | 
     `sepico-night_off` of `sepico-night`, `self_training` of `pipa`; nothing of a recipe that differs in its step too.
     """
 
-    def rest(run: Run) -> dict[str, Any]:
-        block = {key: value for key, value in run.resolved["method"].items() if key not in run.method.contrast}
-        return run.resolved | {"method": block}
-
     if not p.methods[method].contrasts:
         return None
-    ours = rest(p.resolve(benchmark, method, 0))
+    ours = p.resolve(benchmark, method, 0).uncontrasted
     others = sorted(
         (m for m in among if not p.methods[m].contrasts), key=lambda m: not m.startswith(method.split("-")[0])
     )
-    return next((other for other in others if rest(p.resolve(benchmark, other, 0)) == ours), None)
+    return next((other for other in others if p.resolve(benchmark, other, 0).uncontrasted == ours), None)
 
 
 def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ import pytest
 
 from udaseg import params
 from udaseg.artifacts import write_json, write_text
+from udaseg.comparison import compare, tables
 from udaseg.errors import UserError
-from udaseg.evaluation import compare, tables
 from udaseg.params import Params
 
 MakeParams = Callable[..., Params]

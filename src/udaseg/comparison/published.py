@@ -39,7 +39,7 @@ class Row:
 @functools.cache
 def rows() -> tuple[Row, ...]:
     """The whole table, in its order."""
-    text = (resources.files("udaseg.evaluation") / "published.csv").read_text(encoding="utf-8")
+    text = (resources.files("udaseg.comparison") / "published.csv").read_text(encoding="utf-8")
     return tuple(parse(cells) for cells in csv.DictReader(io.StringIO(text)))
 
 

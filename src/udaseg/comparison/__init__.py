@@ -1,0 +1,1 @@
+"""Methods side by side: summaries over seeds, tables, published numbers."""

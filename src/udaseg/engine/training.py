@@ -1,0 +1,136 @@
+"""A training as people start it: its lock, whether it is done already, what it says on the way, what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from udaseg import ranks
+from udaseg.artifacts import read_json, run_lock, write_json, writing
+from udaseg.engine import provenance, runtime
+from udaseg.engine.curves import LOGS, Curves
+from udaseg.engine.optim import build_optimizer
+from udaseg.engine.provenance import HISTORY, MODEL, RECORD, fingerprint_of, is_done
+from udaseg.engine.results import write_history, write_model
+from udaseg.engine.trainer import Loop, build
+from udaseg.params import Run
+from udaseg.progress import duration
+
+KEPT = Path("results/.trained")  # the last finished training of each run
+log = logging.getLogger("udaseg")
+
+
+def train(run: Run, folder: Path) -> None:
+    """Train `run` and write history.csv, model.safetensors and, last, run.json into `folder`.
+
+    Raises:
+        UserError: whatever the user can mend (missing data, weights, device, a second process, a non-finite loss).
+        Interrupted: a stop signal came; the state is saved.
+    """
+    run.check_usable()
+    restart = Path("results/.restart", *folder.parts[1:])
+    device = runtime.setup(run.params.run)
+    try:
+        if ranks.rank() == 0:
+            with run_lock(restart):
+                _train(run, folder, restart, device)
+        else:
+            _train(run, folder, restart, device)
+    finally:
+        ranks.leave()
+
+
+def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
+    for leftover in restart.glob(".*.part"):  # of a killed save
+        leftover.unlink(missing_ok=True)
+    fingerprint = fingerprint_of(run)
+    if is_done(folder, fingerprint):
+        log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
+        shutil.rmtree(restart, ignore_errors=True)
+        return
+    kept = kept_place(folder)
+    for finished in (kept, *run.twins):
+        if finished != folder and is_done(finished, fingerprint):
+            adopt(finished, folder, run.method_name)
+            return
+    method = build(run, device)
+    optimizer = build_optimizer(method, run.train.optimizer, device)
+    loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    loop.watch = watcher(run, folder, loop)
+    with runtime.stop_requests() as request:
+        loop.fit(request)
+    if ranks.rank() == 0:
+        (folder / RECORD).unlink(missing_ok=True)  # what it vouches for is replaced now
+        write_history(folder / HISTORY, loop.history)
+        write_model(folder / MODEL, run, method)
+        write_json(folder / RECORD, provenance.record(run, fingerprint, folder, seconds=loop.seconds, where=device))
+        keep(folder)
+        log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
+        shutil.rmtree(restart, ignore_errors=True)
+
+
+def adopt(finished: Path, folder: Path, method: str) -> None:
+    """Take a finished training of the same parameters, code and data instead of making it again."""
+    made = read_json(finished / RECORD, "the record of a training run")
+    (folder / RECORD).unlink(missing_ok=True)
+    for name in (HISTORY, MODEL):
+        with writing(folder / name) as temporary:
+            shutil.copyfile(finished / name, temporary)
+    if KEPT in finished.parents:
+        write_json(folder / RECORD, made)
+        log.info(
+            "%s: trained already with these parameters, code and data; taken from %s (delete that to train again)",
+            *(folder, finished),
+        )
+    else:
+        write_json(folder / RECORD, made | {"method": method, "taken_from": str(finished)})
+        log.info("%s: taken from %s, which has the same recipe", folder, finished)
+    keep(folder)
+
+
+def kept_place(folder: Path) -> Path:
+    return KEPT.joinpath(*folder.parts[1:])
+
+
+def keep(folder: Path) -> None:
+    """Set a finished training aside by hard links: both workflow tools delete a step's results before they run it."""
+    for name in (MODEL, HISTORY, RECORD):
+        with writing(kept_place(folder) / name, sync=False) as temporary:
+            try:
+                os.link(folder / name, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(folder / name, temporary)
+
+
+class Watcher:
+    """Says how far a training is, and draws its curves where `run.tensorboard` asks for them."""
+
+    def __init__(self, curves: Curves | None) -> None:
+        self.curves = curves
+
+    def __call__(self, loop: Loop, speed: float) -> None:
+        row, steps = loop.history[-1], loop.p.steps
+        if self.curves:
+            self.curves.add(row, speed)
+        losses = {name: value for name, value in row.items() if name not in ("step", "learning_rate")}
+        if ranks.rank() == 0:
+            log.info(
+                "step %*d/%d  %s, %s left  %.1f images/s  %d MB  %s",
+                len(str(steps)),
+                loop.step,
+                steps,
+                duration(loop.seconds),
+                duration((steps - loop.step) * loop.p.batch / speed),
+                speed,
+                runtime.peak_memory_mb(loop.device),
+                "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+            )
+
+
+def watcher(run: Run, folder: Path, loop: Loop) -> Watcher:
+    wanted = run.params.run.tensorboard and ranks.rank() == 0
+    return Watcher(Curves(LOGS.joinpath(*folder.parts[1:]), loop.step) if wanted else None)

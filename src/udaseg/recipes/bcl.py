@@ -1,0 +1,46 @@
+"""What BCL leaves to be set: docs/methods/bcl.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from udaseg.recipes import Paper, Start, Variant
+
+
+@dataclass(frozen=True)
+class Bcl:
+    variant: Variant
+    terms: tuple[str, ...]
+    init: Start
+    rounds: int
+    portion: float  # share of pixels that a round labels, for each class and image
+    target: float  # weight of the target's cross-entropy and entropy
+    entropy: float
+    forward: float
+    backward: float
+    temperature: float
+    labels: Literal["static", "dynamic", "hybrid"]
+    confidence: float  # of dynamic labels
+    hybrid_in: Literal["prototypes", "prototypes+anchors"]
+    prototypes: Literal["pair", "batch"]
+    normalise: bool
+    calibration: Literal["none", "static", "hybrid"]  # by which target labels the bias is measured
+    momentum: float  # of the calibration
+    feature: Literal["auto", "branches", "stage", "decoder"]
+    split_stem: bool
+    scale: tuple[float, float] | None
+    crop_max_ratio: float
+    rare_class_temperature: float | None
+    native: dict[str, Any] = field(default_factory=dict)
+    contrast: ClassVar[tuple[str, ...]] = (
+        *("forward", "backward", "temperature", "labels", "confidence", "hybrid_in", "prototypes", "normalise"),
+        *("calibration", "momentum", "feature"),
+    )
+
+    @property
+    def contrasts(self) -> bool:
+        return self.forward > 0 or self.backward > 0
+
+
+PAPER = Paper(Bcl, colour="#e69f00")

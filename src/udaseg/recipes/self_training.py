@@ -1,0 +1,68 @@
+"""What the self-training step leaves to be set: docs/methods/self_training.md. Terms add a block of their own, under their name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from udaseg.recipes import Paper, Start, Variant, papers, terms
+
+
+@dataclass(frozen=True)
+class Jitter:
+    p: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class Blur:
+    p: float
+    sigma: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DayReference:
+    """Pseudo-labels of night images from the day image of the same place (SePiCo's Dark Zurich recipe)."""
+
+    confident: float
+    weight: float
+    balance: float  # class weights 1 + balance * rarity, in the losses and the pseudo-labels
+    test_balance: float  # the same on test probabilities, scored beside the headline
+    frequency: tuple[float, ...]  # of the classes, which says how rare they are
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """The self-training step (DACS, DAFormer), alone or with terms."""
+
+    variant: Variant
+    terms: tuple[str, ...]
+    init: Start
+    teacher_horizon: float
+    threshold: float
+    source_view: Literal["weak", "strong"]
+    crop_max_ratio: float
+    rare_class_temperature: float | None
+    feature_distance: float
+    feature_distance_ratio: float
+    jitter: Jitter
+    blur: Blur
+    native: dict[str, Any]
+    target_crop: Literal["random", "balanced"] = "random"
+    day_reference: DayReference | None = None
+
+    def block(self, term: str) -> Any:
+        """The settings of a term; None where the block has none (params.py adds one key for each paper of the table)."""
+        return getattr(self, term, None)
+
+    @property
+    def contrasts(self) -> bool:
+        return any(papers()[term].contrasts for term in self.terms)
+
+    @property
+    def contrast(self) -> tuple[str, ...]:
+        """Keys that the twin goes without; of `terms` it keeps those that do not contrast."""
+        return tuple(term for term in terms() if papers()[term].contrasts)
+
+
+PAPER = Paper(SelfTraining, colour="#707070")

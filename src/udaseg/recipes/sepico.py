@@ -1,0 +1,43 @@
+"""What SePiCo leaves to be set: docs/methods/sepico.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from udaseg.recipes import Paper
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """SePiCo's running moments of the source classes."""
+
+    start: float  # fraction of the run
+    momentum: float | None  # None: cumulative over the run, as released
+
+
+@dataclass(frozen=True)
+class Bank:
+    """SePiCo's centroids of the last batches of each class."""
+
+    length: int  # at most
+    span: float  # in steps, as a fraction of the run
+    zero: bool  # begin with one zero vector for each class, as released
+
+
+@dataclass(frozen=True)
+class Sepico:
+    prototype: Literal["proto", "bank", "dist"]
+    temperature: float
+    weight: float
+    regulariser: float
+    regulariser_sign: Literal["official", "uniform"]
+    start: float  # fraction of the run
+    statistics: Statistics
+    bank: Bank
+    cell_ratio: float
+    width: float  # of the embedding, times the model's `width`
+    domains: tuple[Literal["source", "target"], ...]
+
+
+PAPER = Paper(Sepico, term=True, contrasts=True, colour="#0072b2")
