@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udaseg import params
+from udaseg.checking import essential
 from udaseg.errors import UserError
+from udaseg.recipes.bcl import Bcl
+from udaseg.recipes.plca import Plca
+from udaseg.recipes.self_training import SelfTraining
 
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -172,3 +177,84 @@ def test_hash_follows_what_decides_the_result_and_nothing_else() -> None:
         ("methods/source_only/crop_max_ratio", 0.5),  # through pretraining
     ]:
         assert of(changed(path, value)) != base, path
+
+
+def declared(cls: type) -> dict[str, Any]:
+    """Key -> declared default of a block, as plain data."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = essential(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = essential(field.default)
+    return found
+
+
+# A value that equals its default is in no hash. Were a default changed, runs that rely on it would keep their hash and change their
+# result. New keys may come; what stands here stays.
+FROZEN: dict[type, dict[str, Any]] = {
+    params.RunBlock: {"tensorboard": False},
+    params.Dataset: {
+        "root": None, "exclude": [], "look": None, "seed": None, "count": {}, "images": None, "labels": None,
+        "classes": "cityscapes19", "ids": {},
+    },
+    params.Schedule: {"horizon": 1.0, "rounds": 1, "factor": 1.0},
+    SelfTraining: {"target_crop": "random", "day_reference": None},
+    Bcl: {"native": {}},
+    Plca: {"native": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", [*FROZEN], ids=lambda cls: cls.__name__)
+def test_declared_defaults_never_change(cls: type) -> None:
+    found = declared(cls)
+    assert {key: found.get(key, "required now") for key in FROZEN[cls]} == FROZEN[cls]
+
+
+def test_a_value_at_its_default_is_in_no_hash() -> None:
+    """Written down or not, in nested blocks too; any other value is in it."""
+    plain = params.load(ROOT / "params.yaml").resolve("streets", "bcl", 0).hash
+    for path, default, other in (
+        ("benchmarks/streets/train/schedule/horizon", 1.0, 1.5),
+        ("benchmarks/streets/train/schedule/rounds", 1, 2),
+        ("datasets/streets_game/exclude", [], ["x"]),
+    ):
+        assert params.check(changed(path, default)).resolve("streets", "bcl", 0).hash == plain, path
+        assert params.check(changed(path, other)).resolve("streets", "bcl", 0).hash != plain, path
+    assert params.check(changed("benchmarks/streets/train/steps", 401)).resolve("streets", "bcl", 0).hash != plain
+    for path in (
+        "benchmarks/streets/train/log_every",
+        "benchmarks/streets/train/save_every",
+        "datasets/streets_game/root",
+    ):
+        value = "somewhere" if path.endswith("root") else 7
+        assert params.check(changed(path, value)).resolve("streets", "bcl", 0).hash == plain, path
+    same = params.check(changed("benchmarks/streets/train/optimizer/head_factor", 1.0))  # written as 1
+    assert same.resolve("streets", "bcl", 0).hash == plain
+
+
+def test_the_place_of_a_weights_file_is_in_no_hash() -> None:
+    """It may be private; what it holds decides, and is compared by itself."""
+    runs = [
+        params.check(changed("benchmarks/camvid_day2dusk/model/weights", text)).resolve("camvid_day2dusk", "oracle", 0)
+        for text in ("/home/me/mit.pth", "elsewhere/mit.safetensors", "timm:in1k")
+    ]
+    assert runs[0].hash == runs[1].hash != runs[2].hash
+    assert "/home/me" not in str(runs[0].resolved)
+
+
+def test_twins_go_without_what_contrasts() -> None:
+    p = params.load(ROOT / "params.yaml")
+    twins = [
+        ("pipa", "self_training"),
+        ("pipa-mild", "pipa-off"),
+        ("sepico-pipa", "sepico-off"),
+        ("sepico-night", "sepico-night_off"),
+    ]
+    twins += [("cluda", "self_training"), ("bcl", "bcl-off"), ("plca-direct", "plca-off")]
+    for method, twin in twins:
+        one, other = (p.resolve("camvid_day2dusk", name, 0) for name in (method, twin))
+        assert one.method.contrasts and not other.method.contrasts, method
+        assert one.uncontrasted == other.uncontrasted, method
+    for method, other in (("pipa", "sepico-off"), ("sepico", "self_training"), ("bcl", "plca-off")):
+        assert p.resolve("streets", method, 0).uncontrasted != p.resolve("streets", other, 0).uncontrasted
