@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from udaseg.errors import UserError
 
+MODEL = "model.safetensors"  # of a trained run, in its folder
 DENIED = "make the folder writable or choose another"
 IN_THE_WAY = "a file lies where a folder belongs, or the other way round: move it or choose another place"
 NOT_WRITTEN = {
@@ -75,6 +76,13 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(
             f"{path}: damaged ({error}); expected {what}; delete it and run the step that makes it"
         ) from None
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError where results cannot go: `out`, or the folder it would be made in, is a file."""
+    first = next(filter(os.path.lexists, (out, *out.parents)), None)
+    if first and not os.path.isdir(first):
+        raise UserError(f"--out: found the file {first}, expected a folder, which may be a new one")
 
 
 def file_hash(path: Path) -> str:

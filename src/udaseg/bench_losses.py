@@ -156,7 +156,7 @@ def step_operations(p: Params) -> int:
         with FlopCounterMode(display=False) as whole:
             network(images)
         with FlopCounterMode(display=False) as encoder:
-            network.encoder(images)
+            network.stages(images)
     # student on source and on mixed images, backward twice as dear as forward; teacher; frozen encoder of the feature distance.
     # Not counted through backward: the counter takes the gradients of grouped convolutions for those of full ones.
     return (2 * 3 + 1) * whole.get_total_flops() + encoder.get_total_flops()

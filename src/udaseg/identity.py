@@ -28,7 +28,7 @@ RECORDING = ("__init__", "__main__", "cli", "progress", "engine.training", "engi
 # Where each step's closure begins. A method's modules are imported by name while a step runs: `code` is told which.
 STEPS = {
     "prepare": ("data.prepare",),
-    "train": ("engine.trainer", "engine.results"),
+    "train": ("engine.trainer", "engine.history", "models.trained"),
     "evaluate": ("evaluation.evaluate",),
     "analyse": ("analysis.analyse",),
     "compare": ("comparison.compare",),

@@ -268,9 +268,14 @@ class Run:
     def benchmark(self) -> Benchmark:
         return self.params.benchmarks[self.benchmark_name]
 
-    @property
+    @cached_property
     def method(self) -> Recipe:
-        return self.params.methods[self.method_name]
+        """The method's block; under `protocol: native` with what its `native` says of its own keys over it."""
+        recipe = self.params.methods[self.method_name]
+        if self.params.run.protocol == "matched" or not own_keys(recipe.native):
+            return recipe
+        raw = self.params.raw["methods"][self.method_name]
+        return method_block(self.method_name, raw | own_keys(recipe.native))
 
     @property
     def kind(self) -> str:
@@ -287,7 +292,7 @@ class Run:
         block = dict(self.params.raw["benchmarks"][self.benchmark_name]["train"])
         where = f"benchmarks.{self.benchmark_name}.train"
         if self.params.run.protocol == "native" and self.method.native:
-            block |= self.method.native
+            block |= without(self.method.native, *own_keys(self.method.native))
             where = f"methods.{self.method_name}.native"
         return typing.cast(Train, build(Train, block, where))
 
@@ -374,6 +379,11 @@ class Run:
 def names_a_file(weights: str) -> bool:
     """Whether `weights` of a model block is the path of a file."""
     return "/" in weights or weights.endswith(WEIGHT_FILES)
+
+
+def own_keys(native: dict[str, Any]) -> dict[str, Any]:
+    """What `native` says of the method's own block; the rest is for the benchmark's training block."""
+    return without(native, *keys_of(Train))
 
 
 def without(block: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -542,7 +552,11 @@ def check_names(params: Params) -> None:
         check_train(benchmark.train, f"{where}.train")
         for method, recipe in params.methods.items():
             if recipe.native:
-                block = params.raw["benchmarks"][name]["train"] | recipe.native
+                own = own_keys(recipe.native)
+                block = params.raw["benchmarks"][name]["train"] | without(recipe.native, *own)
+                known = [key for key in keys_of(type(recipe)) if key not in ("native", "terms", "init")]
+                reject_unknown(own, [*keys_of(Train), *known], f"params.yaml: methods.{method}.native")
+                method_block(method, params.raw["methods"][method] | own)
                 check_train(build(Train, block, f"methods.{method}.native"), f"methods.{method}.native")
     if params.methods["source_only"].init == "source_only":
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ MakeRun = Callable[..., Run]
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's model is the one without weights."""
-    monkeypatch.setattr(analyse, "load_networks", lambda run, device: {"": Pooled()})
+    monkeypatch.setattr(analyse, "load_run", lambda run, device: SimpleNamespace(student=Pooled()))
 
 
 def read(folder: Path) -> dict[str, bytes]:

@@ -19,8 +19,8 @@ from torch import nn
 from torch.export import Dim
 
 from udaseg.deploy import export as step
-from udaseg.deploy.models import load
 from udaseg.errors import UserError
+from udaseg.models.trained import load
 from udaseg.params import Size
 
 MakeModel = Callable[..., Path]
@@ -38,7 +38,7 @@ def programs(folder: Path) -> list[str]:
 
 
 def agree(run: Callable[[torch.Tensor], torch.Tensor], model: Path, shape: tuple[int, int, int]) -> bool:
-    network, (batch, height, width) = load(model).network, shape
+    network, (batch, height, width) = load(model).student, shape
     images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
     with torch.no_grad():
         expected = network.predict(network.normalise(images), (height, width))
@@ -92,7 +92,7 @@ def test_every_head_and_kind_of_encoder_has_programs_of_free_size(make_model: Ma
 
 def test_tensorflows_padding_is_rewritten_without_a_change(make_model: MakeModel) -> None:
     """mobilenetv2 of the CamVid benchmarks; its free program takes too long for a test."""
-    network = load(make_model(backbone="mobilenetv2_035", backbone_args={"pad_type": "same"})).network
+    network = load(make_model(backbone="mobilenetv2_035", backbone_args={"pad_type": "same"})).student
     rewritten = step.exportable(network)
     assert sum(isinstance(module, step.Same) for module in rewritten.modules()) == 5  # strides of 2
     assert not any(isinstance(module, step.Same) for module in network.modules())
@@ -161,7 +161,7 @@ def test_a_program_that_differs_is_an_error_and_leaves_nothing(
 
 
 def test_a_program_that_fails_or_gives_no_numbers_is_an_error(make_model: MakeModel) -> None:
-    network = load(make_model()).network
+    network = load(make_model()).student
     with pytest.raises(UserError, match="differs from the model by nan"):
         step.check("x", lambda images: torch.full((1, 19, 32, 64), torch.nan), network, [(1, 32, 64)])
 

@@ -21,10 +21,10 @@ from udaseg.data.labels import class_space
 from udaseg.data.prepare import prepare_dataset
 from udaseg.data.prepared import Prepared
 from udaseg.deploy import predict as step
-from udaseg.deploy.models import load
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion
 from udaseg.evaluation.loading import batches
+from udaseg.models.trained import load
 from udaseg.params import Size
 
 MakeModel = Callable[..., Path]
@@ -79,7 +79,7 @@ def test_labels_are_those_of_the_evaluation(make_model: MakeModel) -> None:
     expected = []
     with torch.inference_mode():
         for images, label in batches(prepared, prepared.samples("test"), class_space("cityscapes19")):
-            logits = trained.network.predict(trained.network.normalise(images), tuple(label.shape[1:]))
+            logits = trained.student.predict(trained.student.normalise(images), tuple(label.shape[1:]))
             expected += list(confusion.most_likely(logits).numpy())
     for n, label in enumerate(expected):
         assert len(np.unique(label)) > 1
@@ -125,7 +125,7 @@ def test_the_size_decides_what_the_network_sees(make_model: MakeModel) -> None:
     trained = load(model)
     view = torch.from_numpy(np.array(image.resize((120, 96), Image.Resampling.BILINEAR)).transpose(2, 0, 1))[None]
     with torch.inference_mode():
-        logits = trained.network.predict(trained.network.normalise(view), (80, 100))
+        logits = trained.student.predict(trained.student.normalise(view), (80, 100))
     np.testing.assert_array_equal(ids("a"), confusion.most_likely(logits)[0].numpy())
 
 
@@ -180,7 +180,7 @@ def test_a_few_classes_at_a_time_give_the_same_labels(monkeypatch: pytest.Monkey
     logits = torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0))
     logits[:, 4] = logits[:, 1]  # equals: the first wins
     whole = step.most_likely(logits, (23, 31))
-    np.testing.assert_array_equal(whole, step.enlarged(logits, (23, 31)).argmax(1))
+    np.testing.assert_array_equal(whole, step.resized(logits, (23, 31)).argmax(1))
     for classes in (1, 2, 3):
         monkeypatch.setattr(step, "LARGEST_MAPS", classes * 2 * 23 * 31)
         assert torch.equal(step.most_likely(logits, (23, 31)), whole)

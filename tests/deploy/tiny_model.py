@@ -10,9 +10,8 @@ import torch
 
 from tiny_project import RAW
 from udaseg import params
-from udaseg.engine import results
 from udaseg.methods import create
-from udaseg.models import build_model
+from udaseg.models import build_model, trained
 
 # big-endian TIFF of two entries: a quarter turn, and a horizontal resolution that is a text
 DAMAGED_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x02\0\0\0\x04abc\0\0\0\0\0"
@@ -30,5 +29,5 @@ def write_model(
     student = build_model(run.benchmark.model, len(run.classes))
     for weight in student.head.parameters():
         torch.nn.init.normal_(weight)  # else one class wins everywhere
-    results.write_model(folder / "model.safetensors", run, create(run, student))
+    trained.save(folder / "model.safetensors", run, create(run, student).scored())
     return folder / "model.safetensors"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from udaseg.data.labels import NAMES
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion, evaluate, loading, scores
-from udaseg.models import build_model, save_model
+from udaseg.evaluation import confusion, evaluate, scores
+from udaseg.models import build_model, save_model, trained
 from udaseg.params import Model, Params, Run, Use
 from udaseg.progress import Scoring
 
@@ -74,7 +74,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakePrepared]:
         return Tiny(99)
 
     monkeypatch.setattr(evaluate, "find", find)
-    monkeypatch.setattr(loading, "build_model", build)
+    monkeypatch.setattr(trained, "build_model", build)
     return sets
 
 
@@ -229,7 +229,7 @@ def test_share_of_time_is_logged_once(
 def test_a_real_network(
     make_params: MakeParams, data: dict[str, FakePrepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "build_model", build_model)
+    monkeypatch.setattr(trained, "build_model", build_model)
     data["streets_photo"] = random_data([(32, 64), (33, 47)])
     run = make_params().resolve("streets", "oracle", 0)
     torch.manual_seed(0)

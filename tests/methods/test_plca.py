@@ -271,7 +271,7 @@ def test_aggregation_at_test_time(tiny: Callable[..., Project]) -> None:
         found = predict(b.image, (32, 48)).softmax(1)
     student = method.student
     output = student(b.image)
-    x = positions(resized(student.feature(output), (4, 6)))
+    x = positions(resized(output.feature, (4, 6)))
     unit = F.normalize(x, dim=2)
     d = unit @ unit.mT
     x = 0.7 * x + 0.3 * (d / d.std(dim=2, keepdim=True).clamp(min=1e-4)).softmax(2) @ x

@@ -162,7 +162,7 @@ def test_a_feature_is_classified_as_in_the_pass(block, head):
     torch.manual_seed(0)
     model = build_model(block(backbone="resnet10t", head=head, width=8, dilations=(2, 3)), 5).eval()
     output = model(torch.randn(2, 3, 32, 64))
-    feature = model.feature(output)
+    feature = output.feature
     assert feature.shape[1] == model.feature_channels
     torch.testing.assert_close(model.classify(feature), output.logits)
     if head == "deeplabv2":

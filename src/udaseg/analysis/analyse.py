@@ -16,7 +16,7 @@ from udaseg.analysis.sample import SOURCE, TARGET, Sample
 from udaseg.analysis.tsne import embed
 from udaseg.artifacts import write_json, writing
 from udaseg.engine import runtime
-from udaseg.evaluation.loading import load_networks
+from udaseg.models.trained import load_run
 from udaseg.params import Analysis, Run
 
 DIGITS = 6  # what the last bits of another machine do not reach
@@ -44,7 +44,7 @@ def analyse_run(run: Run) -> str:
 
 def _analyse(run: Run, device: torch.device) -> str:
     p = run.params.analysis
-    network = load_networks(run, device)[""]
+    network = load_run(run, device).student
     cells, left_out = sample.draw(run, network, device)
     rows = few(cells, p.tsne.per_class)
     with threadpool_limits(1):  # quick enough, and the same bits whatever the number of cores

@@ -50,7 +50,7 @@ def centres(x: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def intra_variance(x: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(K,) S(c) = mean |x - m_c|^2 (oracle bcl O17). Lower is tighter."""
+    """(K,) S(c) = mean |x - m_c|^2 (oracle o17, docs/methods/bcl.md). Lower is tighter."""
     return class_mean(((x - centres(x, label)[label]) ** 2).sum(1), label)
 
 
@@ -60,7 +60,10 @@ def compactness(x: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def center_distance(x: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(K,) CCD(c) = mean over k != c of S(c) / |m_c - m_k|^2, after FADA (oracles bcl O17, sepico 12). Lower is better."""
+    """(K,) CCD(c) = mean over k != c of S(c) / |m_c - m_k|^2, after FADA. Lower is better.
+
+    Oracles o17 of docs/methods/bcl.md, 12 of sepico.md.
+    """
     means = centres(x, label)
     inverse = 1 / np.maximum(cdist(means, means, "sqeuclidean"), LEAST_DISTANCE)
     np.fill_diagonal(inverse, 0)

@@ -107,7 +107,7 @@ def draw_domain(run: Run, use: Use, domain: int, network: Segmenter, device: tor
     kept = np.empty(0, record(network.feature_channels))
     images = iter(chosen)
     for pixels, label in batches(prepared, [samples[i] for i in chosen], run.classes, decoders(device)):
-        maps = network.feature(network(network.normalise(pixels.to(device))))
+        maps = network(network.normalise(pixels.to(device))).feature
         pure_label = pure_cells(label.to(device), (maps.shape[-2], maps.shape[-1]))
         for feature, pure in zip(maps, pure_label, strict=True):
             new = cells_of(feature, pure, p.seed, domain, int(next(images)), most)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import yaml
+
 from udaseg.artifacts import read_json, write_json, write_text, writing
 from udaseg.comparison import published, tables
 from udaseg.errors import UserError
@@ -52,6 +54,7 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
         for method, numbers in seeds.items()
     }
     base = scores.get(REFERENCE)
+    old = superseded(benchmark) if reference else {}
     summary = {
         "benchmark": benchmark,
         "protocol": p.run.protocol,
@@ -61,6 +64,7 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
             method: summarise(metrics, None if method == REFERENCE else base)
             | {"over_off": paired(metrics, scores.get(twin(p, benchmark, method, list(scores)) or ""))}
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
+            | ({"superseded": old[method]} if method in old else {})
             for method, metrics in scores.items()
         },
     }
@@ -69,6 +73,13 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
     write_text(home / "summary.csv", as_csv(summary))
     write_text(home / "summary.md", text)
     return text
+
+
+def superseded(benchmark: str) -> dict[str, str]:
+    """Method -> correction that its committed results were made before: results/reference/superseded.yaml."""
+    path = REFERENCES / "superseded.yaml"
+    rows = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(benchmark, {}) if path.exists() else {}
+    return {method: correction for correction, methods in rows.items() for method in methods}
 
 
 def seeds_below(p: Params, home: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from udaseg.checking import lookup
 from udaseg.errors import UserError
 from udaseg.params import Params
 
+MARK = " †"  # of a row that a correction has superseded
 SYNTHETIC = ("streets", "gta5", "synthia")  # formats of rendered images
 
 
@@ -32,7 +33,7 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
     ]
     rows = [
         [
-            method,
+            method + (MARK if "superseded" in block else ""),
             score(block["miou"]),
             "reference" if method == summary["reference"] else gain(block["gain"]),
             *([gain(block["over_off"])] if twins else []),
@@ -81,6 +82,8 @@ def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
         text += f" Gain: paired difference to {summary['reference']} of the same seed."
     if any(block["over_off"] for block in summary["methods"].values()):
         text += " Twin: the same recipe without contrast; a dash where none was trained."
+    if old := sorted({block["superseded"] for block in summary["methods"].values() if "superseded" in block}):
+        text += f" {MARK.strip()} made before correction {' or '.join(old)} (CHANGELOG.md), to be made again."
     if notes:
         text += " Published numbers come from the papers' own recipes and are not measured here."
     return [text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
@@ -107,7 +110,8 @@ def paper(value: dict[str, Any] | None, test_set: str, notes: list[str]) -> str:
     """A published number with its backbone; where it comes from goes to `notes`."""
     if value is None:
         return "-"
-    notes.append(f"{value['variant']}; {value['source']}")
+    easier = "; other classes were not scored there: compare with the column `ignored`" if value.get("ignoring") else ""
+    notes.append(f"{value['variant']}; {value['source']}{easier}")
     number = "not readable" if value["miou"] is None else f"{value['miou']:.1f}"
     elsewhere = "" if value["tested_on"] == test_set else f" on {value['tested_on']}"
     return f"{number} {value['backbone']}{elsewhere} [{len(notes)}]"

@@ -15,6 +15,7 @@ import numpy as np
 from udaseg.errors import UserError
 
 IGNORE = 255
+OTHER = "other classes"  # in evaluation: those of the labels that the benchmark lacks
 
 # name, Cityscapes id, colour; in trainId order
 CITYSCAPES = (
@@ -75,8 +76,8 @@ class ClassSpace:
     def __len__(self) -> int:
         return len(self.names)
 
-    def lut(self, file_classes: tuple[str, ...] = NAMES) -> np.ndarray:
-        """(256,) uint8 table from a label file's value to this space; what belongs nowhere becomes 255.
+    def lut(self, file_classes: tuple[str, ...] = NAMES, other: int = IGNORE) -> np.ndarray:
+        """(256,) uint8 table from a label file's value to this space; void is 255, and classes that the space lacks are `other`.
 
         Raises:
             UserError: no class of the file exists here (two unrelated class lists).
@@ -86,8 +87,8 @@ class ClassSpace:
         where = {name: k for k, name in enumerate(self.names)}
         where |= {member: k for k, group in enumerate(self.members) for member in group}
         for value, name in enumerate(file_classes):
-            table[value] = where.get(name, IGNORE)
-        if (table[: len(file_classes)] == IGNORE).all():
+            table[value] = where.get(name, other)
+        if not any(name in where for name in file_classes):
             raise UserError(
                 f"label files hold the classes {', '.join(file_classes)}; the benchmark trains {', '.join(self.names)}: "
                 f"not one in common; name the same classes in `datasets` and `benchmarks`"

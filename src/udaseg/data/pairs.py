@@ -1,7 +1,7 @@
 """Two overlapping crops of one image, for patch contrast (PiPa; the scheme of CAC, CVPR 2021).
 
 Whatever is random comes from the given generator. Crops lie a multiple of 8 pixels apart, so that cells of stride 8 of one
-cover cells of the other exactly. Sources: docs/methods/pipa.md.
+cover cells of the other exactly. (P5), oracles p7 and p7b of docs/methods/pipa.md.
 """
 
 from __future__ import annotations
@@ -86,13 +86,16 @@ def second_corner(
 
 
 def intersection_over_union(dy: int, dx: int, side: int) -> float:
-    """Of two squares of equal side that lie (dy, dx) apart. Oracles P7, P7b."""
+    """Of two squares of equal side that lie (dy, dx) apart. Oracles p7, p7b."""
     common = max(side - abs(dy), 0) * max(side - abs(dx), 0)
     return common / (2 * side * side - common)
 
 
 def overlap_cells(dy: int, dx: int, side: int) -> Tensor:
-    """(2, 4) top, left, height, width of the common part in each crop, in cells; the second lies (dy, dx) away. Oracle P7."""
+    """(2, 4) top, left, height, width of the common part in each crop, in cells; the second lies (dy, dx) away.
+
+    Oracle p7.
+    """
     size = [side - abs(dy), side - abs(dx)]
     return torch.tensor([[max(0, dy), max(0, dx), *size], [max(0, -dy), max(0, -dx), *size]]) // STRIDE
 

@@ -1,7 +1,8 @@
 """What the trainer is fed: the n-th training pair as a pure function of (seed, n).
 
 Worker count, prefetching, restarts and the number of ranks therefore change nothing: step s of a global batch of size B
-consists of the pairs s*B .. s*B+B-1, whoever loads them. Sources: docs/methods/self_training.md (crops, rare class sampling).
+consists of the pairs s*B .. s*B+B-1, whoever loads them. Crops and rare class sampling
+(RCS): docs/methods/self_training.md.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Views:
 
 
 def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
-    """P(c) of rare class sampling (DAFormer eq. 8) from (K,) pixel counts; classes that never occur get 0. Oracles O1, O2."""
+    """P(c) of rare class sampling (T9) from (K,) pixel counts; classes that never occur get 0. Oracles o1, o2."""
     pixels = np.asarray(pixels, np.float64)
     present = pixels > 0
     exponent = (1 - pixels / pixels.sum()) / temperature
@@ -253,7 +254,7 @@ def class_counts(samples: Sequence[Sample], lut: np.ndarray, classes: int) -> np
 
 
 def files_with_class(counts: np.ndarray, pixels: int, classes: ClassSpace) -> list[np.ndarray]:
-    """For each class the indices of the files with more than `pixels` pixels of it (strict, as DAFormer). Oracle O3.
+    """For each class the indices of the files with more than `pixels` pixels of it (strict, as DAFormer). Oracle o3.
 
     Raises:
         UserError: a class that occurs has no such file; the message names it.

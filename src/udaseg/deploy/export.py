@@ -23,10 +23,10 @@ from timm.layers import AvgPool2dSame, Conv2dSame, to_2tuple
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from udaseg.artifacts import writing
-from udaseg.deploy.models import Trained, check_folder, load
+from udaseg.artifacts import check_folder, writing
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
+from udaseg.models.trained import Trained, load
 from udaseg.params import Size
 
 log = logging.getLogger("udaseg")
@@ -70,7 +70,7 @@ def export(model: Path, out: Path | None, *, size: Size | None) -> str:
             log.info("only programs of fixed size: %s", reason)
             continue
         for ending, blob in made.items():
-            share = check(f"{name}{ending}", runner(ending, blob), trained.network, shapes)
+            share = check(f"{name}{ending}", runner(ending, blob), trained.student, shapes)
             tried = ", ".join(f"{b}x3x{h}x{w}" for b, h, w in shapes)
             lines.append(f"{name}{ending}: within {share:.1e} of the model's largest logit, tried at {tried}")
         programs |= {f"{name}{ending}": blob for ending, blob in made.items()}
@@ -154,12 +154,10 @@ def build(trained: Trained, shape: Shape, *, free: bool) -> dict[str, bytes]:
         FixedOnly: `free`, and the network cannot be traced so.
         UserError: it cannot be traced at all.
     """
-    network, (batch, height, width) = exportable(trained.network), shape
+    network, (batch, height, width) = exportable(trained.student), shape
     example = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    if free and network.encoder.multiple > 1:
-        raise FixedOnly(
-            f"this encoder resizes images to multiples of {network.encoder.multiple}, which a program cannot ask"
-        )
+    if free and network.multiple > 1:
+        raise FixedOnly(f"this encoder resizes images to multiples of {network.multiple}, which a program cannot ask")
     dims = {0: Dim("batch", min=1), 2: Dim("height", min=LEAST), 3: Dim("width", min=LEAST)}
     try:
         return convert(network, example, {"images": dims} if free else None, trained.header)

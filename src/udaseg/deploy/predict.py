@@ -1,7 +1,7 @@
 """Label photographs with a trained model: class ids, colours, an overlay to look at, and probabilities on request.
 
-The network looks at each image as the evaluation did: reduced or enlarged to the size of training, aspect kept. Its logits
-are brought to the image's own size. Files are decoded and encoded in threads while the network works.
+The network looks at each image as the evaluation did: reduced or enlarged to the size of training, aspect kept, whole or in
+windows as the model file says. Its logits are brought to the image's own size. Files are decoded and encoded in threads while the network works.
 shapes: B images of one pass, K classes, h w what the network looks at, H W the image's own size
 """
 
@@ -22,17 +22,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from udaseg.artifacts import write_text, writing
+from udaseg.artifacts import check_folder, write_text, writing
 from udaseg.data.convert import UNREADABLE, fit
 from udaseg.data.folder import IMAGES
 from udaseg.data.labels import ClassSpace
-from udaseg.deploy.models import Trained, check_folder, load
+from udaseg.devices import choose
 from udaseg.errors import UserError
+from udaseg.evaluation import inference
 from udaseg.evaluation.loading import ahead, decoders, grouped
+from udaseg.losses.segmentation import resized
+from udaseg.models.trained import Trained, load
 from udaseg.params import Size
 from udaseg.progress import Clock, Progress
 
@@ -66,7 +68,7 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
     for kind in ENDINGS:
         check_folder(out / kind)
     names = find(images, out)
-    trained = load(model, device)
+    trained = load(model, choose(device, "--device"))
     write_text(out / "classes.csv", legend(trained.classes))
     labeller = Labeller(trained, size or trained.size, probabilities=probabilities)
     save = functools.partial(write, out=out, names=names, palette=trained.classes.palette())
@@ -194,16 +196,23 @@ class Labeller:
 
     def look(self, photos: Sequence[Photo]) -> list[Answer]:
         """One pass over images of equal sizes."""
-        network, device = self.trained.network, self.trained.device
+        network, device = self.trained.student, self.trained.device
         views, size = torch.stack([photo.view for photo in photos]), photos[0].image.shape[:2]
         with torch.inference_mode():
             images = network.normalise(views.to(device))
             with self.clock.network():
-                logits = network(images).logits.float()
-                probabilities = enlarged(logits, size).softmax(1) if self.probabilities else None
+                logits = self.logits(images)
+                probabilities = resized(logits, size).softmax(1) if self.probabilities else None
                 labels = most_likely(logits, size)
             shares = [None] * len(photos) if probabilities is None else list(probabilities.cpu())
             return [Answer(*each) for each in zip(photos, labels.cpu().numpy(), shares, strict=True)]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, K, h, w) before they are brought to the images' own size: as `evaluate` has them, by the file's test protocol."""
+        student, size = self.trained.student, (images.shape[-2], images.shape[-1])
+        if self.trained.test.mode == "whole":
+            return student(images).logits.float()
+        return inference.from_test(student.predict, self.trained.test)(images, size).float()
 
 
 def read(path: Path, size: Size) -> Photo | str:
@@ -249,11 +258,6 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """As `Segmenter.predict` does it."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
 def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H, W) uint8 class of the largest of the logits (B, K, h, w) at `size`; the first of equals.
 
@@ -262,7 +266,7 @@ def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
     at_once = max(1, LARGEST_MAPS // (len(logits) * size[0] * size[1]))
     highest: Tensor | None = None
     for first in range(0, logits.shape[1], at_once):
-        value, index = enlarged(logits[:, first : first + at_once], size).max(1)
+        value, index = resized(logits[:, first : first + at_once], size).max(1)
         index = index.to(torch.uint8) + first
         if highest is None:
             highest, label = value, index

@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from udaseg.artifacts import writing
+from udaseg.artifacts import check_folder, writing
 from udaseg.data.convert import LABEL_LEVEL, UNREADABLE, png
 from udaseg.data.formats import CITIES, EXPECTED
 from udaseg.data.labels import CITYSCAPES, NAMES
-from udaseg.deploy.models import check_folder, load
 from udaseg.deploy.predict import Answer, Labeller, counted
+from udaseg.devices import choose
 from udaseg.errors import UserError
+from udaseg.models.trained import load
 
 LABEL_IDS = np.array([number for _, number, _ in CITYSCAPES], np.uint8)  # trainId -> Cityscapes id
 TRAIN_IDS = np.arange(len(NAMES), dtype=np.uint8)
@@ -105,7 +106,7 @@ def submit(model: Path, images: Path, server: str, out: Path, *, device: str) ->
     if os.path.isdir(out):
         raise UserError(f"--out: found the folder {out}, expected the name of an archive; choose another")
     check_folder(out.parent)
-    trained = load(model, device)
+    trained = load(model, choose(device, "--device"))
     if trained.classes.names != NAMES:
         raise UserError(
             f"{model}: found the classes {', '.join(trained.classes.names)}; the server wants the 19 of Cityscapes: take a "

@@ -40,9 +40,10 @@ def build_optimizer(method: nn.Module, p: Optimizer, device: torch.device) -> to
 
 
 def learning_rate(step: int, steps: int, lr: float, p: Schedule) -> float:
-    """Rate at 0-based `step`: polynomial decay, times a linear warm-up of the already decaying value. Oracle O5.
+    """Rate at 0-based `step`: polynomial decay, times a linear warm-up of the already decaying value: (T11), oracle o5.
 
-    The decay reaches 0 after `horizon` x the run; with `rounds` it begins anew in each, `factor` lower (BCL O13, PLCA 5.10).
+    The decay reaches 0 after `horizon` x the run; with `rounds` it begins anew in each, `factor` lower (oracles o13 of
+    docs/methods/bcl.md, 5_10 of plca.md).
     """
     length = steps / p.rounds
     done = min(step * p.rounds // steps, p.rounds - 1)  # the round, as rounds.number

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udaseg import __version__, identity
-from udaseg.artifacts import file_hash, read_json
+from udaseg.artifacts import MODEL, file_hash, read_json
 from udaseg.errors import UserError
 from udaseg.params import Run
 
@@ -25,7 +25,7 @@ OTHER_SCHEME = (
     f"signed under another scheme than {SCHEME}, so its hashes cannot be compared; `udaseg resign RUN` takes it over where it "
     "was made, if its first steps still give the same bits"
 )
-MODEL, HISTORY, RECORD = "model.safetensors", "history.csv", "run.json"
+HISTORY, RECORD = "history.csv", "run.json"
 
 
 def code_of(run: Run) -> dict[str, str]:

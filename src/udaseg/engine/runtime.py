@@ -13,19 +13,10 @@ from types import FrameType
 import torch
 
 from udaseg import ranks
-from udaseg.errors import UserError
+from udaseg.devices import choose
 from udaseg.params import RunBlock
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: what Slurm sends ahead of a time limit
-
-
-def device(run: RunBlock) -> torch.device:
-    """Where to compute. Raises UserError for `device: cuda` without a CUDA device."""
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device: found cuda, but no CUDA device is visible; say `device: auto` to use the CPU")
-    if run.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def setup(run: RunBlock) -> torch.device:
@@ -35,7 +26,7 @@ def setup(run: RunBlock) -> torch.device:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what was never written
     torch.backends.cudnn.benchmark = False
-    chosen = device(run)
+    chosen = choose(run.device, "run.device")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     ranks.join(chosen)

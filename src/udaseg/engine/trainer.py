@@ -23,7 +23,8 @@ from udaseg.engine.optim import learning_rate, set_learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import create
 from udaseg.methods.base import Batch, Method
-from udaseg.models import Segmenter, build_model, load_encoder_weights, load_model_file, load_state
+from udaseg.models import build_model, load_encoder_weights
+from udaseg.models.trained import begin_from
 from udaseg.params import Run, uses
 
 ASK_EVERY = 10  # steps between two questions to all ranks whether to stop: each waits for the device
@@ -37,22 +38,11 @@ def build(run: Run, device: torch.device) -> Method:
     if run.init == "imagenet":
         load_encoder_weights(student, run.benchmark.model, "imagenet")
     elif run.init == "source_only":
-        load_pretrained(student, run)
+        begin_from(student, run)
+        log.info("training starts from %s", run.pretrained)
     else:
         log.info("training starts from random weights (init: none)")
     return ranks.use_global_batch_norm(create(run, student).to(device).train())  # type: ignore[return-value]
-
-
-def load_pretrained(student: Segmenter, run: Run) -> None:
-    path = run.pretrained
-    state, header = load_model_file(path)
-    expected = run.params.resolve(run.benchmark_name, "source_only", run.seed).hash
-    if header.get("params_hash") != expected:
-        raise UserError(
-            f"{path}: made with parameters {header.get('params_hash')}, expected {expected}; run `udaseg pretrain` again"
-        )
-    load_state(student, state, path)
-    log.info("training starts from %s", path)
 
 
 class Loop:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from udaseg import ranks
-from udaseg.artifacts import read_json, run_lock, write_json, writing
+from udaseg.artifacts import MODEL, read_json, run_lock, write_json, writing
 from udaseg.engine import provenance, runtime
 from udaseg.engine.curves import LOGS, Curves
+from udaseg.engine.history import write_history
 from udaseg.engine.optim import build_optimizer
-from udaseg.engine.provenance import HISTORY, MODEL, RECORD, fingerprint_of, is_done
-from udaseg.engine.results import write_history, write_model
+from udaseg.engine.provenance import HISTORY, RECORD, fingerprint_of, is_done
 from udaseg.engine.trainer import Loop, build
+from udaseg.models import trained
 from udaseg.params import Run
 from udaseg.progress import duration
 
@@ -66,7 +67,7 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
     if ranks.rank() == 0:
         (folder / RECORD).unlink(missing_ok=True)  # what it vouches for is replaced now
         write_history(folder / HISTORY, loop.history)
-        write_model(folder / MODEL, run, method)
+        trained.save(folder / MODEL, run, method.scored())
         write_json(folder / RECORD, provenance.record(run, fingerprint, folder, seconds=loop.seconds, where=device))
         keep(folder)
         log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from udaseg import ranks
 from udaseg.artifacts import write_json, write_text
-from udaseg.data.labels import ClassSpace
+from udaseg.data.labels import OTHER, ClassSpace
 from udaseg.data.prepared import Prepared, Sample, find
 from udaseg.engine import runtime
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, inference, predictions, scores
 from udaseg.evaluation.inference import Predict
-from udaseg.evaluation.loading import TEACHER, batches, decoders, load_networks, samples_of
+from udaseg.evaluation.loading import batches, decoders, samples_of
 from udaseg.evaluation.predictions import Prediction, Recorder
 from udaseg.methods import method_class
 from udaseg.models import Segmenter
+from udaseg.models.trained import load_run
 from udaseg.params import Run, Test, Use, uses
 
 
@@ -68,21 +69,23 @@ def _evaluate(run: Run, device: torch.device, watcher: Watcher | None) -> str:
         raise UserError(
             f"params.yaml: benchmarks.{run.benchmark_name}.evaluate: found none, expected at least one labelled split"
         )
-    networks = load_networks(run, device)
-    student = inference.from_test(networks[""].predict, run.benchmark.test)
+    model = load_run(run, device)
+    student = inference.from_test(model.student.predict, run.benchmark.test)
     first = {"": student, **beside(run.benchmark.test, student)}
-    for name, view in method_class(run).test_views(run, networks[""]).items():
+    for name, view in method_class(run).test_views(run, model.student).items():
         first[name] = inference.from_test(view, run.benchmark.test)
-    if TEACHER in networks and run.benchmark.test.teacher:
-        first["teacher"] = inference.from_test(networks[TEACHER].predict, run.benchmark.test)
+    if model.teacher and run.benchmark.test.teacher:
+        first["teacher"] = inference.from_test(model.teacher.predict, run.benchmark.test)
 
     with Recorder(run.classes) as recorder:
-        matrices, images = count(run, sets[0], networks[""], first, device, recorder=recorder, watcher=watcher)
+        matrices, images = count(run, sets[0], model.student, first, device, recorder=recorder, watcher=watcher)
         each = of_all_ranks(recorder.predictions())
     headline = scores.report(matrices[""], run.classes) | {"images": images}
     other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
+    if matrices[""][len(run.classes)].any():  # beside it the easier test of some papers (docs/data.md)
+        other["ignored"] = scores.means(confusion.without_others(matrices[""]), run.classes)
     for use in sets[1:]:
-        matrix, images = count(run, use, networks[""], {"": student}, device, watcher=watcher)
+        matrix, images = count(run, use, model.student, {"": student}, device, watcher=watcher)
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
     if ranks.rank() != 0:
         return ""
@@ -170,7 +173,7 @@ def score_images(
     matrices = {name: confusion.empty(len(run.classes), device) for name in views}
     cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and run.train.precision == "bf16")
     done = 0
-    for images, label in batches(prepared, samples, run.classes, decoders(device)):
+    for images, label in batches(prepared, samples, run.classes, decoders(device), other=len(run.classes)):
         images, label = student.normalise(images.to(device)), label.to(device)
         for name, predict in views.items():
             with watch.network() if watch else nullcontext(), cast:
@@ -197,11 +200,12 @@ def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:
 
 
 def confusion_csv(matrix: Tensor, space: ClassSpace) -> str:
-    """actual, predicted, pixels by class name; pixels that are not scored are left out."""
+    """actual, predicted, pixels by class name; pixels that are not scored are left out, those of other classes are last if there are any."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("actual", "predicted", "pixels"))
-    for actual, row in zip(space.names, matrix[:-1].tolist(), strict=True):
+    others = [OTHER] if matrix[len(space)].any() else []
+    for actual, row in zip([*space.names, *others], matrix[: len(space) + len(others)].tolist(), strict=True):
         writer.writerows((actual, predicted, pixels) for predicted, pixels in zip(space.names, row, strict=True))
     return text.getvalue()
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.losses.segmentation import resized
 from udaseg.methods.base import Predict
 from udaseg.params import Test
 
@@ -29,7 +30,10 @@ def from_test(predict: Predict, test: Test) -> Predict:
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows along one side; an end that overruns is shifted back, never padded (oracle O11)."""
+    """First pixels of windows along one side; an end that overruns is shifted back, never padded.
+
+    Oracle o11 of docs/methods/self_training.md.
+    """
     last = max(length - window, 0)
     return [min(step * stride, last) for step in range(-(-last // stride) + 1)]
 
@@ -70,7 +74,7 @@ def slide(
             total[:, :, y : y + box[0], x : x + box[1]] += part
             covered[y : y + box[0], x : x + box[1]] += 1
     assert total is not None  # there is at least one window
-    return F.interpolate(total / covered, size=size, mode="bilinear", align_corners=False)
+    return resized(total / covered, size)
 
 
 def augmented(
@@ -88,16 +92,16 @@ def augmented(
     h, w = images.shape[-2:]
     total: Tensor | None = None
     for scale in scales:
-        resized = resize(images, (max(1, round(h * scale)), max(1, round(w * scale))))
+        scaled = shrunk_or_enlarged(images, (max(1, round(h * scale)), max(1, round(w * scale))))
         for mirrored in (False, True) if flip else (False,):
-            logits = predict(resized.flip(-1) if mirrored else resized, size)
+            logits = predict(scaled.flip(-1) if mirrored else scaled, size)
             probability = (logits.flip(-1) if mirrored else logits).softmax(1)
             total = probability if total is None else total.add_(probability)
     assert total is not None  # params.yaml has at least one scale
     return total / (len(scales) * (1 + flip))
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def shrunk_or_enlarged(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear; a smaller image is averaged down, not sampled."""
     if tuple(images.shape[-2:]) == size:
         return images

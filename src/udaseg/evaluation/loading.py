@@ -1,4 +1,4 @@
-"""What a network needs before it works: its weights out of a model file, and images of equal sizes, read ahead.
+"""What a network needs before it works: images of equal sizes, read ahead.
 
 Background threads read, so that the network does not wait for decoding.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,49 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udaseg.data.labels import ClassSpace
+from udaseg.data.labels import IGNORE, ClassSpace
 from udaseg.data.prepared import Prepared, Sample
 from udaseg.errors import UserError
-from udaseg.models import Segmenter, build_model, load_model_file, load_state
-from udaseg.params import Run, Use
+from udaseg.params import Use
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Pair = tuple[Tensor, Tensor]
 Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # (height, width) of what the network sees, and of its result
 
-TEACHER = "teacher."  # before the names of its tensors in a model file
-
 # Small images share a pass; one image of Cityscapes fills it. Bounds the logits to 2 MiB pixels times classes.
 MOST_IMAGES = 8
 MOST_PIXELS = 2**21
-
-
-def by_network(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a model file: the student's under "", the teacher's, if it has one, under TEACHER."""
-    parts: dict[str, dict[str, Tensor]] = {"": {}}
-    for name, value in state.items():
-        prefix = TEACHER if name.startswith(TEACHER) else ""
-        parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
-    return parts
-
-
-def load_networks(run: Run, device: torch.device) -> dict[str, Segmenter]:
-    """The student (under "") and, where the method has one, the teacher, ready to predict."""
-    path = run.folder / "model.safetensors"
-    again = f"udaseg train --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
-    if not path.exists():
-        raise UserError(f"{path}: not found; run `{again}` first")
-    state, header = load_model_file(path)
-    for key, expected in (("params_hash", run.hash), ("classes", ",".join(run.classes.names))):
-        if header.get(key) != expected:
-            raise UserError(f"{path}: {key}: found {header.get(key)}, expected {expected}; run `{again}` again")
-    networks = {}
-    for prefix, part in by_network(state).items():
-        network = build_model(run.benchmark.model, len(run.classes))
-        load_state(network, part, path)
-        networks[prefix] = network.to(device).eval()
-    return networks
 
 
 def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
@@ -72,7 +42,9 @@ def samples_of(prepared: Prepared, use: Use) -> list[Sample]:
     return samples
 
 
-def batches(prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, threads: int = 1) -> Iterator[Pair]:
+def batches(
+    prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, threads: int = 1, *, other: int = IGNORE
+) -> Iterator[Pair]:
     """Neighbouring samples of equal sizes, together.
 
     Args:
@@ -80,11 +52,12 @@ def batches(prepared: Prepared, samples: Sequence[Sample], classes: ClassSpace, 
         samples: which, in this order.
         classes: labels come in this class space, 255 = not scored.
         threads: that decode; one suffices unless a GPU consumes.
+        other: what stands for classes of the labels that the class space lacks.
 
     Yields:
         images (B, 3, h, w) uint8 and labels (B, H, W) uint8, H and W as delivered.
     """
-    lut = classes.lut(prepared.classes)
+    lut = classes.lut(prepared.classes, other)
 
     def read(sample: Sample) -> Pair:
         image = np.ascontiguousarray(prepared.image(sample).transpose(2, 0, 1))

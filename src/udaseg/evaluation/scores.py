@@ -1,8 +1,8 @@
 """Scores from confusion matrices; pure functions. A class found neither in labels nor in predictions has no score (NaN).
 
 IoU_c = TP / (TP + FP + FN) over all scored pixels of a set, mean over the classes that have one: the convention of the
-Cityscapes script and of mmsegmentation.
-shapes: matrices (K + 1, K) int64 as in confusion.py
+Cityscapes script and of mmsegmentation. Pixels of other classes are false positives of what is predicted there.
+shapes: matrices (K + 2, K) int64 as in confusion.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def iou(matrix: Tensor) -> Tensor:
     """(K,) float64 in 0..1; NaN for a class absent from labels and predictions."""
     scored = matrix[:-1].double()
     hit = scored.diagonal()
-    return hit / (scored.sum(0) + scored.sum(1) - hit)
+    return hit / (scored.sum(0) + scored[:-1].sum(1) - hit)
 
 
 def miou(matrix: Tensor, subset: Sequence[int] | None = None) -> float:
@@ -37,15 +37,15 @@ def pixel_accuracy(matrix: Tensor) -> float:
 
 
 def by_image(matrices: Tensor) -> Tensor:
-    """(B, 2) float64 in 0..1 of (B, K + 1, K): mean IoU over the classes in that image's truth, and pixel accuracy.
+    """(B, 2) float64 in 0..1 of (B, K + 2, K): mean IoU over the classes in that image's truth, and pixel accuracy.
 
     NaN for an image without a scored pixel. A class that only the prediction holds counts through the classes it hides, so
     that one stray pixel does not move the mean by a whole class.
     """
     scored = matrices[:, :-1].double()
-    hit, truth = scored.diagonal(dim1=1, dim2=2), scored.sum(2)
+    hit, truth = scored.diagonal(dim1=1, dim2=2), scored[:, :-1].sum(2)
     values = (hit / (truth + scored.sum(1) - hit)).masked_fill(truth == 0, math.nan)
-    return torch.stack([values.nanmean(1), hit.sum(1) / truth.sum(1)], dim=1)
+    return torch.stack([values.nanmean(1), hit.sum(1) / scored.sum((1, 2))], dim=1)
 
 
 def report(matrix: Tensor, space: ClassSpace) -> dict[str, Any]:

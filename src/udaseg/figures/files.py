@@ -14,6 +14,7 @@ from PIL import Image
 
 from udaseg.artifacts import read_json
 from udaseg.comparison.compare import read_metrics
+from udaseg.data.labels import OTHER
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 
@@ -127,6 +128,7 @@ def confusion(run: Run) -> np.ndarray:
     path, names = run.folder / "confusion.csv", run.classes.names
     found = rows(run, path.name, "evaluate", ("actual", "predicted", "pixels"))
     cells = {(row["actual"], row["predicted"]): number(row["pixels"], path, run, "evaluate") for row in found}
+    cells = {key: pixels for key, pixels in cells.items() if key[0] != OTHER}
     if set(cells) != {(actual, predicted) for actual in names for predicted in names}:
         raise damaged(path, f"{len(cells)} cells, not {len(names)} x {len(names)} of its classes", run, "evaluate")
     return np.array([[cells[actual, predicted] for predicted in names] for actual in names])

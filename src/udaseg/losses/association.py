@@ -2,7 +2,7 @@
 
 Two differentiable operators, `attention` and `match`. Similarities come in tiles of t rows and all columns, are used and
 forgotten, and are computed again for the gradient: memory grows with t x M. Operators and gradients are opaque to
-torch.compile, which would unroll their loops. Sources: docs/methods/plca.md.
+torch.compile, which would unroll their loops. Equations (L3), (L6), (L7): docs/methods/plca.md.
 
 shapes: B pairs of images, N and M positions, D and E channels
 Operands are fp32 or float64, or bf16: these are multiplied as they are, with sums and results in fp32.
@@ -22,7 +22,7 @@ from udaseg.losses.segmentation import fp32
 
 
 def temperatures(rows: Tensor, columns: Tensor, floor: float, tile: int) -> Tensor:
-    """Contrast normalisation: standard deviation (B, N) of each row of rows columns^T, unbiased, at least `floor`.
+    """Contrast normalisation (L3): standard deviation (B, N) of each row of rows columns^T, unbiased, at least `floor`.
 
     Subtracting the mean of a row changes no softmax; what is left of the normalisation is a temperature for each row. From
     (B, N, D) and (B, M, D), by the covariance of the columns where that is cheaper than the product.
@@ -82,7 +82,7 @@ def _weights(query: Tensor, key: Tensor, floor: float | None) -> tuple[Tensor, T
 def match(
     starts: list[Tensor], ends: list[Tensor], label: Tensor, floor: float, tile: int, exclude_self: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Two-way matcher: cycle association and its loss in one stream over tiles.
+    """Two-way matcher: cycle association (L6) and its loss (L7) in one stream over tiles.
 
     On the way there D = starts[0] ends[0]^T and p_ij is the softmax over j of D_ij / tau_i; on the way back, down the columns,
     D' = starts[-1] ends[-1]^T and q_ji is the softmax over i of D'_ij / tau'_j. One operand each: D' = D. Both ways take the

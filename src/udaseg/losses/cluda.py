@@ -1,4 +1,5 @@
-"""Supervised pixel contrast of CLUDA (Vayyat et al., arXiv 2208.14227), with one or two resolutions. docs/methods/cluda.md.
+"""Supervised pixel contrast of CLUDA (Vayyat et al., arXiv 2208.14227), with one or two resolutions. Equations
+(C1) .., oracles c1 .., departures D1 ..: docs/methods/cluda.md.
 
 B images, D channels, h w map size, H W image size, g_h g_w cells of the sampling grid, N = B * g_h * g_w rows, R anchor rows.
 
@@ -25,7 +26,7 @@ CHUNK = 512  # anchors whose similarities to all rows are in memory at a time
 def pixel_contrast(
     features: Tensor, label: Tensor, weight: Tensor, *, anchors: Tensor | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """Mean over anchors i of (1 / |P(i)|) sum over j in P(i) of w_i w_j l_ij (section 1.3 of the specification).
+    """Mean over anchors i of (1 / |P(i)|) sum over j in P(i) of w_i w_j l_ij: (C2).
 
     An anchor without positives gives 0 but stays in the mean; rows of label 255 do not. Gradient reaches both members of a pair
     and all negatives.
@@ -54,7 +55,7 @@ def multi_resolution_contrast(
     anchors: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Pairs within the context features and from context to detail, blended by a learned weight (section 1.4).
+    """Pairs within the context features and from context to detail, blended by a learned weight: (C4).
 
     Half the mean over anchors i of (1 / |P(i)|) sum over j in P(i) of w_i w_j [W_ij l_ij + (1 - W_ij) l'_ij], where l' is l
     between context row i and detail rows, and W_ij = a_i a_j m_i. Outside the crop a detail row is the zero vector: a neutral
@@ -125,7 +126,7 @@ def pair_loss(
     own: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Sum over anchors i and keys j in P(i) of u_ij l_ij with pair weights u_ij = <left_i, right_j>.
+    """Sum over anchors i and keys j in P(i) of u_ij l_ij, (C1), with pair weights u_ij = <left_i, right_j>.
 
     The factors make every M x M weight matrix of the paper a product of columns. Value and gradient are found in one sweep over
     blocks of anchors, so that memory is O(CHUNK * N) and no similarity is computed twice; there is no second derivative.
@@ -199,7 +200,7 @@ def feature_points(cells: int, length: int, device: torch.device, *, corners: bo
 def label_points(cells: int, length: int, device: torch.device, *, corners: bool = False) -> Tensor:
     """(cells,) index of the pixel that gives a cell its label; the pixel at the feature's point.
 
-    `corners`: that at the first corner of the cell, as the released code, up to 13 pixels off its feature. Oracle C12.
+    `corners`: that at the first corner of the cell, as the released code, up to 13 pixels off its feature. Oracle c12.
     """
     index = torch.arange(cells, device=device)
     return index * length // cells if corners else (2 * index + 1) * length // (2 * cells)
@@ -274,13 +275,15 @@ def rows(maps: Tensor, *, position_major: bool = False) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """(B, h, w) entropy of (B, K, h, w) logits as a fraction of the largest possible one, ln K. Oracle C10."""
+    """(B, h, w) entropy of (B, K, h, w) logits as a fraction of the largest possible one, ln K: (C7), oracle c10."""
     log_p = fp32(logits).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1) / math.log(logits.shape[1])
 
 
 def uncertain_boxes(uncertainty: Tensor, size: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """The window of each image with the largest mean of `uncertainty`: (B, 4) top, left, bottom, right in pixels (oracle C11).
+    """The window of each image with the largest mean of `uncertainty`: (B, 4) top, left, bottom, right in pixels.
+
+    (C8), oracle c11.
 
     Args:
         uncertainty: (B, h, w) over the whole image, at any stride.

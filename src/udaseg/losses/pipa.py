@@ -1,4 +1,6 @@
-"""Pixel and patch contrast of PiPa (Chen et al., ACM MM 2023). Departures from paper and released code: docs/methods/pipa.md.
+"""Pixel and patch contrast of PiPa (Chen et al., ACM MM 2023).
+
+Equations (P1) .., oracles p1 .., departures from paper and released code: docs/methods/pipa.md.
 
 B images, h w grid of features, K classes, D embedding width, A anchor slots, V anchors per group (a group is one class in one
 image), N cells of the first crop, M keys (negatives). Embeddings have unit length.
@@ -26,14 +28,14 @@ def group_sizes(label: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def anchors_per_group(groups: Tensor, slots: int, most: int) -> Tensor:
-    """V = min(slots // G, most) for a number G of groups over the global batch. Oracle P5b."""
+    """V = min(slots // G, most) for a number G of groups over the global batch: (P1), oracle p5b."""
     return (slots // groups.clamp(min=1)).clamp(max=most)
 
 
 def anchor_quotas(sizes: Tensor, per_group: Tensor) -> Tensor:
     """How many easy and hard cells (..., 2) of each group become anchors: halves, and the other kind where one falls short.
 
-    For groups of at least V cells. Oracle P5.
+    For groups of at least V cells: (P2), oracle p5.
     """
     easy, hard = sizes.unbind(-1)
     keep_hard = torch.minimum(torch.maximum(per_group // 2, per_group - easy), hard)
@@ -69,7 +71,7 @@ def choose_anchors(label: Tensor, predicted: Tensor, keys: Tensor, quota: Tensor
 def pixel_contrast(
     embedding: Tensor, label: Tensor, valid: Tensor, temperature: float, base_temperature: float
 ) -> Tensor:
-    """InfoNCE among anchors, whatever their image: same class attracts, other classes repel (docs: L_pixel).
+    """InfoNCE among anchors, whatever their image: same class attracts, other classes repel: (P3).
 
     The denominator of a pair holds that one positive and all negatives, not the other positives. Anchors without positive
     drop out of the mean; without any: a zero with graph.
@@ -93,7 +95,7 @@ def pixel_contrast(
 
 
 def matching_cells(overlap: Tensor, flipped: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """For every cell of the first view, as the network sees it, the cell of the second that shows the same place.
+    """For every cell of the first view, as the network sees it, the cell of the second that shows the same place: (P6).
 
     Args:
         overlap: (B, 2, 4) shared cells in each view before its flip: top, left, height, width.
@@ -119,7 +121,7 @@ def matching_cells(overlap: Tensor, flipped: Tensor, size: tuple[int, int]) -> t
 
 
 def directions(first: Tensor, second: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """M1 and M2 from the confidences of both views: the less confident one learns from a confident other. Oracle P10."""
+    """M1 and M2 (P7) from the confidences of both views: the less confident learns from a confident one. Oracle p10."""
     return (second > threshold) & (first < second), (first > threshold) & (second < first)
 
 
@@ -162,12 +164,13 @@ def patch_contrast(
 ) -> Tensor:
     """One direction of the patch loss: sum of weight * -log(p + epsilon), p the softmax of the positive among the negatives.
 
-    A key is a negative unless its tag equals the query's or is below 0 (an empty place). Tags are predicted classes for the
-    bank of all images, cell indices for the other view's map (whose own positive is then left out). Oracle P8.
+    (P8), oracle p8. A key is a negative unless its tag equals the query's or is below 0 (an empty place). Tags are
+    predicted classes for the bank of all images, cell indices for the other view's map (whose own positive is then left
+    out).
 
     Args:
         query: (B, N, D); the only side with gradient.
-        positive: (B, N, D).
+        positive: (B, N, D), behind a stop-gradient as the keys are.
         tag: (B, N).
         weight: (B, N), e.g. mask / number in the mask over the global batch. All 0: a zero with graph.
         keys: (1 or B, M, D).
@@ -185,5 +188,5 @@ def patch_contrast(
 
 
 def pushed(bank: Tensor, new: Tensor) -> Tensor:
-    """The bank (steps, n, ...) with the newest step (n, ...) behind the others; the oldest falls out. Oracle P11."""
+    """The memory bank (steps, n, ...) with the newest step (n, ...) at its end; the oldest falls out. Oracle p11."""
     return torch.cat([bank[1:], new[None]])

@@ -1,7 +1,7 @@
 """Losses of Pixel-Level Cycle Association: Kang, Wei, Yang, Zhuang, Hauptmann, NeurIPS 2020 (arXiv 2011.00147).
 
 A source pixel i goes to its most similar target pixel j*(i), and from there to the most similar source pixel i*(j*(i)). Where
-both ends have the same class the two steps are made more likely. Sources: docs/methods/plca.md.
+both ends have the same class the two steps are made more likely. Equations (L1) ..: docs/methods/plca.md.
 
 shapes: B pairs of images, N source and M target positions of the stride-8 grid, D features, C classes
 Similarities of all N x M pairs are never held at once: rows come in tiles, and are computed again for the gradient.
@@ -41,14 +41,14 @@ class Cycles(NamedTuple):
 def feature_cycles(
     source: Tensor, target: Tensor, label: Tensor, *, floor: float, tile: int, exclude_self: bool = False
 ) -> Cycles:
-    """Association of features (B, N, D) and (B, M, D) by cosine; `label` (B, N)."""
+    """Association of features (B, N, D) and (B, M, D) by cosine (L1); `label` (B, N)."""
     return _cycles([_unit(source)], [_unit(target)], label, floor, tile, exclude_self)
 
 
 def probability_cycles(
     source: Tensor, target: Tensor, label: Tensor, *, floor: float, tile: int, exclude_self: bool = False
 ) -> Cycles:
-    """Association of class probabilities (B, N, C) and (B, M, C) by -KL(start || end); `label` (B, N).
+    """Association of class probabilities (B, N, C) and (B, M, C) by -KL(start || end) (L2); `label` (B, N).
 
     Of the divergence only the cross term sum_c P_c log P'_c is computed: the entropy of a row is the same for all its columns.
     """
@@ -59,8 +59,8 @@ def probability_cycles(
 def aggregated_features(features: Tensor, *, alpha: float, floor: float, tile: int) -> Tensor:
     """Each of (B, M, D) features mixed with a mean over the whole image, weighted by standardised cosine similarity.
 
-    x~_j = (1 - alpha) x_j + alpha sum_k w_jk x_k; the features summed are not normalised. Gradient diffusion (paper); it runs
-    through values and weights. `alpha` 0 changes nothing.
+    (L4): x~_j = (1 - alpha) x_j + alpha sum_k w_jk x_k; the features summed are not normalised. Gradient diffusion
+    (paper); it runs through values and weights. `alpha` 0 changes nothing.
     """
     if alpha == 0:
         return features
@@ -70,7 +70,7 @@ def aggregated_features(features: Tensor, *, alpha: float, floor: float, tile: i
 
 
 def aggregated_probabilities(probabilities: Tensor, *, alpha: float, tile: int) -> Tensor:
-    """The same for (B, M, C) class probabilities, weighted by softmax of -KL, not standardised; rows still sum to 1."""
+    """The same for (B, M, C) class probabilities, by softmax of -KL, not standardised (L5); rows still sum to 1."""
     if alpha == 0:
         return probabilities
     probabilities = fp32(probabilities)
@@ -80,14 +80,14 @@ def aggregated_probabilities(probabilities: Tensor, *, alpha: float, tile: int) 
 def adaptive_smoothing(logits: Tensor, limit: float) -> Tensor:
     """Adaptive label smoothing of (B, C, h, w) logits: mean over positions of sg[l / limit - 1] l, l = -mean_c log p_c.
 
-    Sharpens a prediction while l < limit and smooths it beyond; negative values are normal.
+    (L8); sg: stop-gradient. Sharpens a prediction while l < limit and smooths it beyond; negative values are normal.
     """
     smoothness = -fp32(logits).log_softmax(dim=1).mean(dim=1)
     return ((smoothness.detach() / limit - 1) * smoothness).mean()
 
 
 def lovasz_softmax(probabilities: Tensor, label: Tensor) -> Tensor:
-    """Lovász-Softmax (Berman et al., CVPR 2018) of (B, C, H, W) probabilities and (B, H, W) labels.
+    """Lovász-Softmax (L9; Berman et al., CVPR 2018) of (B, C, H, W) probabilities and (B, H, W) labels.
 
     One Jaccard index per class over all pixels of the batch that are not ignored; mean over the classes that occur.
     """

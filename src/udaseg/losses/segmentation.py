@@ -1,4 +1,4 @@
-"""Losses that every method shares. Sources: docs/methods/self_training.md.
+"""Losses that every method shares. Equations (T1) .. and oracles o1 ..: docs/methods/self_training.md.
 
 B images, K classes, H W label size, h w feature size, C channels.
 """
@@ -21,12 +21,20 @@ def fp32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def resized(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+    """(B, C, h, w) at `size` = (H, W): bilinear, half-pixel centres unless the corners are to stay corners. Of its size: itself."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
-    """Cross-entropy of (B, K, H, W) logits and (B, H, W) labels, averaged over ALL pixels, ignored ones included.
+    """Cross-entropy of (B, K, H, W) logits and (B, H, W) labels, averaged over ALL pixels, ignored ones included: (T1).
 
     Ignored pixels (255) give 0 but stay in the denominator, as in the DAFormer family; `reduction="mean"` with
-    `ignore_index` divides by the valid pixels only and is another loss (oracle O8). `weight` (B, H, W) multiplies each pixel;
-    `pixels` is what to divide by instead (PLCA, BCL: the valid pixels per rank). All pixels ignored: a finite zero that keeps the graph. The 2-D form of the loss is not deterministic on CUDA, hence N x K.
+    `ignore_index` divides by the valid pixels only and is another loss (oracle o8). `weight` (B, H, W) multiplies each
+    pixel; `pixels` is what to divide by instead (PLCA, BCL: the valid pixels per rank). All pixels ignored: a finite
+    zero that keeps the graph. The 2-D form of the loss is not deterministic on CUDA, hence N x K.
     """
     flat = fp32(logits).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
     target = label.reshape(-1).long()
@@ -38,10 +46,10 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, p
 
 
 def cell_labels(label: Tensor, size: tuple[int, int], classes: int, ratio: float) -> Tensor:
-    """The class of each feature cell: (B, H, W) labels to (B, h, w), `size` = (h, w).
+    """The class of each feature cell (T3): (B, H, W) labels to (B, h, w), `size` = (h, w).
 
     A cell takes its most frequent class, ignore counted as a class of its own; it becomes 255 when that share is below
-    `ratio` or the class is ignore (share exactly `ratio` is kept). Oracle O9.
+    `ratio` or the class is ignore (share exactly `ratio` is kept). Oracle o9.
     """
     index = torch.where(label == IGNORE, classes, label).long()
     shares = F.adaptive_avg_pool2d(F.one_hot(index, classes + 1).permute(0, 3, 1, 2).float(), size)
@@ -52,9 +60,10 @@ def cell_labels(label: Tensor, size: tuple[int, int], classes: int, ratio: float
 
 
 def nearest_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) labels at `size` = (h, w): row k of the result is row floor(k H / h), no vote. Oracles PLCA 5.10, PiPa P6.
+    """(B, H, W) labels at `size` = (h, w): row k of the result is row floor(k H / h), no vote.
 
-    In integers: a floating-point factor is off by one for some sizes.
+    In integers: a floating-point factor is off by one for some sizes. Oracles 5_10 of docs/methods/plca.md and p6 of
+    pipa.md.
     """
     rows, columns = (
         torch.arange(after, device=label.device) * before // after
@@ -66,8 +75,9 @@ def nearest_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
 def feature_distance(student: Tensor, reference: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
     """Mean distance of (B, C, h, w) features over the cells where `mask` (B, h, w) is true; no cell: zero with graph.
 
-    DAFormer eq. (12): the Euclidean norm over channels to the frozen ImageNet features. Oracle O10. `cells` is what to divide
-    by where it is not the number in `mask`: the mean per rank, so that ranks average to the mean over the global batch.
+    DAFormer's feature distance (FD), (T2): the Euclidean norm over channels to the frozen ImageNet features; oracle
+    o10. `cells` is what to divide by where it is not the number in `mask`: the mean per rank, so that ranks average to
+    the mean over the global batch.
     """
     difference = fp32(student) - fp32(reference)
     # where(): the gradient of sqrt at 0 is infinite, and masked cells must not bring it in

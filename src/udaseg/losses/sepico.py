@@ -1,10 +1,10 @@
-"""SePiCo's contrast between cells and classes: Xie et al., TPAMI 2023. Equations and sources: docs/methods/sepico.md.
+"""SePiCo's contrast between cells and classes: Xie et al., TPAMI 2023. Equations, oracles: docs/methods/sepico.md.
 
 N cells (feature positions of the batch), A embedding width, C classes, M bank slots, t temperature. An anchor is a cell with a
-class; q is its embedding (unit length). What stands for a class is constant: gradients flow through q only.
+class; q is its embedding (unit length). What stands for a class lies behind a stop-gradient: only q receives any.
 
-ProtoCL -> proto_contrast    BankCL -> bank_contrast    DistCL -> dist_contrast    eq. (13) -> regulariser
-running class statistics -> class_sums, merged          first-in-first-out bank of centroids -> empty_bank, push
+(S3) running class statistics, the prototypes -> class_sums, merged    (S4) memory bank of centroids -> empty_bank, push
+(S5) ProtoCL -> proto_contrast    (S6) BankCL -> bank_contrast    (S7) DistCL -> dist_contrast    (S8) -> regulariser
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _by_class(group: Tensor, classes: int) -> tuple[Tensor, Tensor, int]:
 def regulariser(
     total: Tensor, cells: Tensor, mean: Tensor, seen: Tensor, temperature: float, sign: float = 1.0
 ) -> Tensor:
-    """Eq. (13): sign / (C log C) * sum_c log softmax(Q.mu / t)_c, with Q the mean embedding of all anchors.
+    """(S8): sign / (C log C) * sum_c log softmax(Q.mu / t)_c, with Q the mean embedding of all anchors.
 
     -1 where Q is equally similar to all classes and smaller elsewhere, so that minimising it, as paper and released code do
     (sign 1), drives Q away from uniform similarity; sign -1 drives it there. No anchor, or one class: zero with graph.

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from udaseg.recipes.self_training import Blur, Jitter
+
 BLUR_REACH = (
     5  # standard deviations on each side: for sigma <= 1.15 within 2e-6 of the published kernel of a tenth of the image
 )
@@ -61,8 +63,8 @@ def strong_augment(
     images: Tensor,
     gates: np.random.Generator,
     rngs: list[np.random.Generator],
-    jitter: tuple[float, float],
-    blur: tuple[float, tuple[float, float]],
+    jitter: Jitter,
+    blur: Blur,
 ) -> Tensor:
     """Colour jitter and Gaussian blur; each is switched once for the whole batch, its strength drawn per image.
 
@@ -70,29 +72,29 @@ def strong_augment(
         images: (B, 3, H, W).
         gates: generator of the batch (the same on every rank).
         rngs: one generator per image.
-        jitter: probability, and strength of brightness, contrast, saturation and hue.
+        jitter: probability, strength of brightness, contrast, saturation and hue alike, and what these mean.
         blur: probability, and range of sigma in pixels.
     """
-    jittered, blurred = gates.random() < jitter[0], gates.random() < blur[0]
+    jittered, blurred = gates.random() < jitter.p, gates.random() < blur.p
+    change = kornia_jitter if jitter.definition == "kornia" else colour_jitter
     with torch.autocast(images.device.type, enabled=False):  # bf16 has 8 bits: it would posterise the blurred image
         if jittered:
-            strength = (jitter[1],) * 4
-            images = torch.stack([colour_jitter(image, rng, strength) for image, rng in zip(images, rngs, strict=True)])
+            strength = (jitter.strength,) * 4
+            images = torch.stack([change(image, rng, strength) for image, rng in zip(images, rngs, strict=True)])
         if blurred:
-            sigma = torch.tensor([rng.uniform(*blur[1]) for rng in rngs], dtype=images.dtype)
+            sigma = torch.tensor([rng.uniform(*blur.sigma) for rng in rngs], dtype=images.dtype)
             images = gaussian_blur(
-                images, sigma.to(images.device, non_blocking=True), math.ceil(BLUR_REACH * blur[1][1])
+                images, sigma.to(images.device, non_blocking=True), math.ceil(BLUR_REACH * blur.sigma[1])
             )
     return images
 
 
 def colour_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[float]) -> Tensor:
-    """torchvision's ColorJitter (multiplicative; kornia 0.5.8 of the official code shifted brightness) in random order.
+    """torchvision's ColorJitter in random order: brightness multiplies, contrast about the mean grey, saturation mixes with grey.
 
     `strength` of brightness, contrast, saturation, and hue in turns.
     """
-    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strength[:3])
-    hue = float(rng.uniform(-strength[3], strength[3]))
+    brightness, contrast, saturation, hue = factors(rng, strength)
     changes = (
         lambda x: TF.adjust_brightness(x, brightness),
         lambda x: TF.adjust_contrast(x, contrast),
@@ -102,6 +104,30 @@ def colour_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[fl
     for k in rng.permutation(4):
         image = changes[k](image)
     return image
+
+
+def kornia_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[float]) -> Tensor:
+    """The ColorJitter of kornia 0.5.8, with which the DAFormer family was trained, in random order and with the same draws.
+
+    With a factor f of 1 -+ strength: brightness adds f - 1, contrast multiplies by f (about 0, not the mean), both clamped to
+    0..1; saturation multiplies S of HSV. Hue is the same in both. It changes an image about twice as much.
+    """
+    brightness, contrast, saturation, hue = factors(rng, strength)
+    changes = (
+        lambda x: (x + (brightness - 1)).clamp(0, 1),
+        lambda x: (x * contrast).clamp(0, 1),
+        lambda x: scale_saturation(x, saturation),
+        lambda x: TF.adjust_hue(x, hue),
+    )
+    for k in rng.permutation(4):
+        image = changes[k](image)
+    return image
+
+
+def factors(rng: np.random.Generator, strength: Sequence[float]) -> tuple[float, float, float, float]:
+    """Of brightness, contrast and saturation (1 -+ strength), and of hue in turns (0 -+ strength)."""
+    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strength[:3])
+    return brightness, contrast, saturation, float(rng.uniform(-strength[3], strength[3]))
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:

@@ -182,10 +182,11 @@ class Term(nn.Module):
 
 
 class Averaged(nn.Module):
-    """An exponential moving average of a module's parameters: the teacher of Mean Teacher.
+    """An exponential moving average (EMA) of a module's parameters: the teacher of Mean Teacher, (T8).
 
-    decay(t) = min(1 - 1/(t+1), 1 - 1/(horizon * steps)) with the update number t (DACS; oracle O4). Parameters only: buffers
-    (running statistics) are neither averaged nor copied, as in the DAFormer family; the teacher moves its own.
+    decay(t) = min(1 - 1/(t+1), 1 - 1/(horizon * steps)) with the update number t (DACS). Parameters only: buffers
+    (running statistics) are neither averaged nor copied, as in the DAFormer family; the teacher moves its own. Oracle
+    o4 of docs/methods/self_training.md.
     """
 
     def __init__(self, source: nn.Module, horizon: float, steps: int) -> None:

@@ -1,8 +1,13 @@
-"""BCL, bi-directional contrastive learning: Lee, Eom, Lee, Park, Ham, ECCV 2022. Equations as in docs/methods/bcl.md.
+"""BCL, bi-directional contrastive learning: Lee, Eom, Lee, Park, Ham, ECCV 2022. Equations: docs/methods/bcl.md.
 
 Step: static labels of the round -> source prototypes -> dynamic labels of the target by its nearest calibrated prototype ->
 hybrid labels -> target prototypes -> forward contrast (target pixels, source prototypes) and backward contrast (source
 pixels, target prototypes) beside cross-entropy and entropy on both domains -> calibration.
+
+(B1) prototypes -> losses.bcl.class_sums, prototypes      (B2), (B3), (B10) contrast -> losses.bcl.cosine, contrast
+(B4) dynamic labels -> losses.bcl.dynamic_labels          (B5) hybrid labels -> losses.bcl.fuse
+(B6) calibration -> losses.bcl.class_bias, calibrate      (B7) -> `cross_entropy`, losses.bcl.entropy
+(B8) total -> `losses`                                    (B9) static labels -> methods.static_labels
 shapes: B pairs, P prototype sets (B, or 1 for the batch), K classes, D feature channels, H W crop, h w feature map
 """
 
@@ -21,7 +26,7 @@ from udaseg.data.labels import IGNORE
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses import bcl
-from udaseg.losses.segmentation import fp32, nearest_labels
+from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.base import Batch, Images, Losses, Method
 from udaseg.methods.static_labels import label_images
 from udaseg.models import Output, Segmenter
@@ -75,16 +80,16 @@ class Bcl(Method):
         )
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
-        """All in one: both contrasts need the graphs of both passes. Eq. (8)."""
+        """All in one: both contrasts need the graphs of both passes. (B8)."""
         assert batch.target is not None and batch.static is not None
         p, normalise = self.p, self.student.normalise
-        source = (self.source_network or self.student)(normalise(batch.image), domain="source")
-        target = self.student(normalise(batch.target), domain="target")
+        source = (self.source_network or self.student)(normalise(batch.image))
+        target = self.student(normalise(batch.target))
         losses = {
             "source": self.cross_entropy(source, batch.label),
             "target": p.target * self.cross_entropy(target, batch.static),
-            "source_entropy": p.entropy * entropy(source, batch.label),
-            "target_entropy": p.entropy * p.target * entropy(target, batch.static),
+            "source_entropy": p.entropy * self.entropy(source, batch.label),
+            "target_entropy": p.entropy * p.target * self.entropy(target, batch.static),
         }
         if p.forward or p.backward:
             forward, backward = self.contrasts(self.feature(source), batch.label, self.feature(target), batch.static)
@@ -92,7 +97,7 @@ class Bcl(Method):
         yield losses
 
     def contrasts(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor) -> tuple[Tensor, Tensor]:
-        """FCL and BCL of features (B, D, h, w), source labels and static target labels (B, H, W). Eq. (1) to (6)."""
+        """FCL and BCL of features (B, D, h, w), source labels and static target labels (B, H, W): (B1) to (B6)."""
         p, size, full = self.p, (f_s.shape[2], f_s.shape[3]), (y_f.shape[1], y_f.shape[2])
         static = nearest_labels(y_f, size)
         rho_s = self.prototypes(f_s, nearest_labels(y_s, size))
@@ -111,7 +116,7 @@ class Bcl(Method):
         return forward, backward
 
     def dynamic_labels(self, f_t: Tensor, rho_s: bcl.Prototypes) -> Tensor:
-        """y_D (B, h, w): the class of the most similar calibrated source prototype, eq. (4)."""
+        """y_D (B, h, w): the class of the most similar calibrated source prototype (B4)."""
         if self.p.labels == "static":
             return torch.full((len(f_t), *f_t.shape[2:]), IGNORE, device=f_t.device)
         with torch.no_grad():
@@ -119,11 +124,11 @@ class Bcl(Method):
         return bcl.dynamic_labels(similarity, rho_s.present, self.p.temperature, self.p.confidence)
 
     def merged(self, static: Tensor, dynamic: Tensor) -> Tensor:
-        """y_T, eq. (5)."""
+        """y_T (B5)."""
         return dynamic if self.p.labels == "dynamic" else bcl.fuse(static, dynamic)
 
     def prototypes(self, features: Tensor, label: Tensor) -> bcl.Prototypes:
-        """One set for each image, or one for the global batch. Eq. (1)."""
+        """One set for each image, or one for the global batch (B1)."""
         sums, counts = bcl.class_sums(features, label, self.classes)
         if self.p.prototypes == "batch":
             sums = ranks.differentiable_total(sums.sum(dim=0, keepdim=True))
@@ -139,8 +144,13 @@ class Bcl(Method):
         return bcl.contrast(similarity, rho.present, counts, self.p.temperature, absent=absent, anchors=each)
 
     def cross_entropy(self, output: Output, label: Tensor) -> Tensor:
-        """Mean over the labelled pixels of the global batch: a round labels a small part of them. Eq. (7)."""
+        """Mean over the labelled pixels of the global batch: a round labels a small part of them. (B7)."""
         return self.student.loss(output, label, pixels=ranks.total((label != IGNORE).sum()) / ranks.world())
+
+    def entropy(self, output: Output, label: Tensor) -> Tensor:
+        """Mean entropy at the size of `label` (B, H, W), (B7); released: of the softmax of the probabilities."""
+        logits = resized(fp32(output.logits), (label.shape[1], label.shape[2]))
+        return bcl.entropy(logits, twice=self.p.variant == "released")
 
     def feature(self, output: Output) -> Tensor:
         """What is contrasted (B, D, h, w), at stride 8 or coarser."""
@@ -152,7 +162,7 @@ class Bcl(Method):
         return F.normalize(fp32(feature), dim=1) if self.p.normalise else feature
 
     def after_step(self, step: int) -> None:
-        """Calibration, once for each optimizer step. Eq. (6)."""
+        """Calibration, once for each optimizer step (B6)."""
         sums, sets = ranks.total(self.bias_sums), ranks.total(self.bias_sets)
         self.bias.copy_(bcl.calibrate(self.bias, sums, sets, self.p.momentum))
         self.bias_sums.zero_()
@@ -163,18 +173,12 @@ class Bcl(Method):
         return self.p.rounds
 
     def label_target(self, images: Images, labels: np.ndarray) -> None:
-        """Eq. (9), by the network that is scored."""
+        """(B9), by the network that is scored."""
         was_training = self.training
         label_images(
             self.student.eval(), images, labels, self.classes, self.p.portion, any_class=self.p.variant == "released"
         )
         self.train(was_training)
-
-
-def entropy(output: Output, label: Tensor) -> Tensor:
-    """Mean entropy at the size of `label` (B, H, W), eq. (7)."""
-    size = (label.shape[1], label.shape[2])
-    return bcl.entropy(F.interpolate(fp32(output.logits), size=size, mode="bilinear", align_corners=False))
 
 
 METHOD = Bcl

@@ -2,10 +2,12 @@
 
 Every class pulls its pixels together, on the source images with their labels and on the class-mixed images with the labels of
 the mix, where pairs of one class link the domains: L = L_self_training + L_cl^S + L_cl^Mix. What is compared is the decoder's
-fused multi-level feature; no projection, no memory, no prototypes. Networks with a detail branch have the second loss.
+fused multi-level feature; no projection, no memory bank, no prototypes. Networks with a detail branch have the second
+loss (C4).
 
-section 1.3 -> losses.cluda.pixel_contrast      section 1.4 -> losses.cluda.multi_resolution_contrast, `blend_head`
-section 1.2 -> losses.cluda.sample, sample_labels, sample_detail      section 1.5 -> `boxes`
+(C1), (C2) -> losses.cluda.pair_loss, pixel_contrast    (C3), (C4) -> `blend_head`, multi_resolution_contrast there
+(C5) grid -> losses.cluda.sample, sample_labels, sample_detail      (C6) weights -> `mix` of methods.self_training
+(C7), (C8) detail crop -> losses.cluda.entropy, uncertain_boxes, `boxes`      (C9) total -> `on_source`, `on_mixed`
 shapes: B images, D feature channels, H W image size, N grid positions of the global batch
 """
 
@@ -59,7 +61,7 @@ class CludaTerm(Term):
         fused = student.decoder_channels is not None
         self.embed_head = nn.Identity() if fused else nn.Conv2d(student.stage_channels[-1], self.p.width, 1)
         self.blend_head: FusionHead | None = None
-        if self.window is not None:  # a in (0, 1) of section 1.4, from the context stages
+        if self.window is not None:  # a in (0, 1) of (C3), from the context stages
             stages, finest = student.stage_channels, student.stage_strides[0]
             self.blend_head = FusionHead(stages, finest, 1, self.p.width, (), run.benchmark.model.dropout)
 
@@ -99,8 +101,7 @@ class CludaTerm(Term):
             y = torch.where(y == IGNORE, self.classes, y)  # D4: one class more
         w = everyone(sample(weight[:, None], cells, corners=corners))[:, 0]
         anchors, temperature = self.anchors(batch, cells[0] * cells[1], images, y.device), self.p.temperature
-        fused = output.stages[-1] if output.decoder is None else output.decoder
-        low = everyone(sample(self.embed_head(fused), cells, corners=corners), feature=True)
+        low = everyone(sample(self.embed_head(output.feature), cells, corners=corners), feature=True)
         if self.blend_head is None:
             return pixel_contrast(low, y, w, anchors=anchors, temperature=temperature)
 
@@ -134,7 +135,7 @@ class CludaTerm(Term):
         return torch.from_numpy(index).to(device, non_blocking=True)
 
     def boxes(self, step: int) -> Boxes | None:
-        """Section 1.5: the most uncertain window of the context logits, from `detail_start` on."""
+        """(C8): the most uncertain window of the context logits, from `detail_start` on."""
         if self.window is None or self.p.detail_crop == "random" or step < self.p.detail_start * self.run.train.steps:
             return None
         crop, window = self.run.train.crop, self.window

@@ -1,4 +1,4 @@
-"""Class-balanced cropping: which part of a whole target image to train on (SePiCo; docs/methods/sepico.md).
+"""Class-balanced cropping: which part of a whole target image to train on (SePiCo; (S9) of docs/methods/sepico.md).
 
 B images, n candidate crops of each, K classes, H W image size, h w crop size.
 """

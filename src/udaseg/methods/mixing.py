@@ -1,6 +1,6 @@
 """Pseudo-labels, their weights, and ClassMix (Olsson et al., WACV 2021; Tranheden et al., DACS, WACV 2021).
 
-B images, K classes, H W pixels. Sources: docs/methods/self_training.md; oracles O6, O7.
+B images, K classes, H W pixels. (T4) to (T6), oracles o6 and o7 of docs/methods/self_training.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pseudo_labels(probability: Tensor, threshold: float, *, per_image: bool) -> 
 
 
 def confident_share(confidence: Tensor, threshold: float, *, per_image: bool) -> Tensor:
-    """q (B,) from (B, H, W) confidences; the comparison is inclusive. Oracle O6."""
+    """q (B,) from (B, H, W) confidences; the comparison is inclusive: (T5), oracle o6."""
     share = (confidence >= threshold).float().mean(dim=(1, 2))
     if per_image:
         return share
@@ -44,7 +44,7 @@ def class_mask(label: Tensor, keys: Tensor, *, per_image: bool) -> Tensor:
         label: (B, H, W), 255 = ignore, which counts as one class more (it is pasted and gives no loss).
         keys: (B, K + 1) random numbers, the last one for ignore.
         per_image: choose among the classes of that image (ClassMix); otherwise among those of the global batch (released
-            code), so that an image may have few or none of its own classes pasted. Oracle O7.
+            code), so that an image may have few or none of its own classes pasted. Oracle o7.
     """
     classes = keys.shape[1] - 1
     index = torch.where(label == IGNORE, classes, label).long()

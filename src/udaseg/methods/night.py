@@ -1,6 +1,6 @@
 """Pseudo-labels of night images with the day image of the same place: SePiCo's recipe for Dark Zurich, after DANNet.
 
-B images, K classes, H W image size. Sources: docs/methods/sepico.md.
+B images, K classes, H W image size. (S10) of docs/methods/sepico.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,18 @@
 """PiPa: Chen, Zheng, Yang, Chua, ACM MM 2023, arXiv 2211.07609. A term of the self-training step.
 
-    L = L_ce^S + L_ce^Mix + [L_FD] + alpha L_pixel + beta L_patch
+    L = L_ce^S + L_ce^Mix + [L_FD] + alpha L_pixel + beta L_patch    (P11)
 
-L_pixel -> Pipa.pixel_loss (source images, true classes)        L_patch -> Pipa.patch_loss (two overlapping target crops)
-Departures of the released code are named D1 .. D13 here and in docs/methods/pipa.md.
+Equations and departures of the released code, D1 .. D13: docs/methods/pipa.md.
+
+L_pixel -> Pipa.pixel_loss (source images, true classes)
+(P1), (P2) anchors -> losses.pipa.group_sizes, anchors_per_group, anchor_quotas, choose_anchors
+(P3) InfoNCE -> losses.pipa.pixel_contrast               (P4) -> losses.segmentation.nearest_labels
+
+L_patch (P9) -> Pipa.patch_loss (two overlapping target crops)
+(P5) crops -> data.pairs, `augmented`                    (P6) -> losses.pipa.matching_cells
+(P7) -> losses.pipa.directions                           (P8) -> losses.pipa.patch_contrast
+(P10) memory bank of negatives -> Pipa.remember, losses.pipa.pushed
+
 B pairs, K classes, C channels, D embedding width, h w grid of the features, N cells of a view (stride 8).
 """
 
@@ -27,7 +36,7 @@ from udaseg.data.pairs import STRIDE, PairViews
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses import pipa as losses
-from udaseg.losses.segmentation import fp32, nearest_labels
+from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.augment import colour_jitter, gaussian_blur
 from udaseg.methods.base import Batch, Host, Losses, Term, stream
 from udaseg.models import Output, Segmenter
@@ -96,7 +105,7 @@ class Pipa(Term):
         yield {"pipa_patch": p.weight * self.patch_loss(p, batch, e, s)}
 
     def pixel_loss(self, p: PixelContrast, batch: Batch, output: Output) -> Tensor:
-        """L_pixel: InfoNCE among hard and easy cells of the frequent classes of each source image."""
+        """L_pixel: contrast (P3) among hard and easy cells of the frequent classes of each source image."""
         stages = output.stages[-self.stages :]
         size = (stages[0].shape[-2], stages[0].shape[-1])
         label, classes = nearest_labels(batch.label, size), self.classes
@@ -126,14 +135,14 @@ class Pipa(Term):
         teacher = host.teacher_network
         if self.released:  # D1: features of the frozen teacher; D2: labels of an untrained classifier
             with torch.no_grad():
-                feature = to_grid(teacher.feature(teacher(views, domain="target")), self.side)
+                feature = to_grid(teacher(views).feature, self.side)
                 return feature, fp32(self.untrained_patch(feature)).softmax(dim=1)
         with torch.no_grad(), running_statistics(teacher):
-            probability = to_grid(fp32(teacher(views, domain="target").logits).softmax(dim=1), self.side)
-        return to_grid(host.student.feature(host.student(views, domain="target")), self.side), probability
+            probability = to_grid(fp32(teacher(views).logits).softmax(dim=1), self.side)
+        return to_grid(host.student(views).feature, self.side), probability
 
     def patch_loss(self, p: PatchContrast, batch: Batch, embedding: Tensor, probability: Tensor) -> Tensor:
-        """L_patch = L1 + L2 of embeddings (B, 2, N, D) and class probabilities (B, 2, N, K)."""
+        """L_patch = L1 + L2 (P9) of embeddings (B, 2, N, D) and class probabilities (B, 2, N, K)."""
         assert batch.overlap is not None and batch.flipped is not None
         confidence, label = probability.max(dim=-1)
         match, shared = losses.matching_cells(batch.overlap, batch.flipped, (self.side, self.side))
@@ -157,7 +166,7 @@ class Pipa(Term):
 
     @torch.no_grad()
     def remember(self, batch: Batch, embedding: Tensor, label: Tensor) -> None:
-        """Random cells of both views of the global batch enter the bank."""
+        """Random cells of both views of the global batch enter the bank (P10)."""
         cells = embedding.shape[2]
         draws = [stream(self.run.seed, "pipa_bank", n) for n in batch.index]
         chosen = to_device(
@@ -189,7 +198,7 @@ def to_grid(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[-2:]
     if height == width and height % side == 0:
         return F.avg_pool2d(x, height // side)
-    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+    return resized(x, (side, side))
 
 
 @contextmanager

@@ -4,6 +4,11 @@ One network, no teacher, no pseudo-labels. On a grid of stride 8 the pixels of e
 image beside it and back, by features and by predictions; ways that end in the class where they began are strengthened.
 Step: source cross-entropy and Lovász-Softmax -> adaptive smoothing of both domains -> spatial aggregation of the target ->
 cycle association at two levels.
+
+(L1), (L2), (L6), (L7) cycles -> losses.plca.feature_cycles, probability_cycles, which stand on losses.association.match
+(L3) -> losses.association.temperatures      (L4), (L5) -> losses.plca.aggregated_features, aggregated_probabilities
+(L8) -> losses.plca.adaptive_smoothing       (L9) -> losses.plca.lovasz_softmax
+(L10) -> losses.segmentation.nearest_labels  (L11) total -> `losses`      (L12) test -> `test_views`
 shapes: B pairs, C classes, H W crop, h w grid, N = h w positions, D features
 """
 
@@ -13,7 +18,6 @@ import typing
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg import ranks
@@ -29,7 +33,7 @@ from udaseg.losses.plca import (
     lovasz_softmax,
     probability_cycles,
 )
-from udaseg.losses.segmentation import fp32, nearest_labels
+from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.base import Batch, Losses, Method, Predict, stream
 from udaseg.models import Output, Segmenter
 from udaseg.params import Run
@@ -45,6 +49,8 @@ class CycleAssociation(Method):
         check(self.p, f"params.yaml: methods.{run.method_name}")
         # the released code loses the smoothing with the second level
         self.smooths = self.p.variant == "paper" or len(self.p.levels) == 2
+        if self.p.variant == "released":
+            student.drop_classifier_bias()
 
     def views(self) -> Views:
         p = self.p
@@ -55,8 +61,8 @@ class CycleAssociation(Method):
         assert batch.target is not None
         student, p = self.student, self.p
         # apart, so that each domain is normalised by its own batch statistics; target first, as released
-        target = student(student.normalise(batch.target), domain="target")
-        source = student(student.normalise(batch.image), domain="source")
+        target = student(student.normalise(batch.target))
+        source = student(student.normalise(batch.image))
 
         valid = ranks.total((batch.label != IGNORE).sum()) / ranks.world()
         full = resized(fp32(source.logits), (batch.label.shape[1], batch.label.shape[2])).softmax(dim=1)
@@ -72,7 +78,7 @@ class CycleAssociation(Method):
         label = nearest_labels(batch.label, grid).flatten(1)
         for level in p.levels:
             if level == "feature":
-                x_s, x_t = (positions(resized(student.feature(output), grid)) for output in (source, target))
+                x_s, x_t = (positions(resized(output.feature, grid)) for output in (source, target))
                 x_t = aggregated_features(x_t, alpha=p.aggregation, floor=p.floor, tile=p.tile)
                 associate = feature_cycles
             else:
@@ -107,7 +113,7 @@ class CycleAssociation(Method):
         def aggregated(images: Tensor, size: tuple[int, int]) -> Tensor:
             output = student(images)
             grid = grid_of(output, images, p.stride)
-            features = positions(resized(student.feature(output), grid))
+            features = positions(resized(output.feature, grid))
             features = aggregated_features(features, alpha=p.aggregation, floor=p.floor, tile=p.tile)
             logits = student.classify(features.mT.unflatten(2, grid))
             probabilities = positions(fp32(logits)).softmax(dim=2)
@@ -133,13 +139,6 @@ def grid_of(output: Output, images: Tensor, stride: int) -> tuple[int, int]:
     """(h, w) on which to associate: that of `stride`, or the network's own where it is coarser."""
     h, w = (min(have, -(-side // stride)) for have, side in zip(output.logits.shape[2:], images.shape[2:], strict=True))
     return h, w
-
-
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, *, h, w) bilinearly at `size`."""
-    if tuple(maps.shape[2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def positions(maps: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """Self-training with an averaged teacher and class-mixed images: DACS (WACV 2021), DAFormer (CVPR 2022).
 
-Step (docs/methods/self_training.md; equations of DAFormer):
-source loss eq. (1) and feature distance eq. (12)-(13) -> teacher's pseudo-labels eq. (2), weight q eq. (3) -> ClassMix ->
-mixed loss eq. (4) -> teacher update eq. (5). Contrastive terms (one file per paper) hook into the two student passes.
+Step: source loss and feature distance to ImageNet on thing classes -> the teacher's pseudo-labels and their weight q ->
+ClassMix -> mixed loss -> teacher update. Contrastive terms (one file per paper) hook into the two student passes.
+
+Equations (T1) .., docs/methods/self_training.md, with their numbers in DAFormer:
+(T1), (T7) losses -> models.segmenter Segmenter.loss      (T2), (T3) -> `distance`, losses.segmentation.feature_distance
+(T4) pseudo-labels, (T5) q -> methods.mixing.pseudo_labels, confident_share    (T6) ClassMix -> class_mask, paste there
+(T8) teacher -> methods.base.Averaged      (T9) rare class sampling -> data.sampling      (T10) total -> `losses`
 """
 
 from __future__ import annotations
@@ -35,14 +39,14 @@ class SelfTrainingStep(Method):
     class_weight: Tensor | None  # (256,) label -> weight, where the recipe has class weights
 
     def __init__(self, student: Segmenter, run: Run) -> None:
-        self.frozen: tuple[nn.Module, ...] = ()
+        self.frozen: tuple[Segmenter, ...] = ()
         super().__init__(student, run)
         self.p = typing.cast(SelfTraining, run.method)
         self.per_image = self.p.variant == "paper"  # released: one q and one set of classes for the whole batch
         self.teacher = Averaged(student, self.p.teacher_horizon, run.train.steps)
         self.terms = nn.ModuleDict({name: load(name, "TERM")(student, run) for name in self.p.terms})
         # in a tuple, so that 80 million frozen weights are neither saved in every restart state nor averaged
-        self.frozen = (self._imagenet_encoder(),) if self.p.feature_distance and run.from_imagenet else ()
+        self.frozen = (self._as_imagenet_left_it(),) if self.p.feature_distance and run.from_imagenet else ()
         is_thing = torch.zeros(256, dtype=torch.bool)
         is_thing[list(run.classes.things)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
@@ -53,11 +57,11 @@ class SelfTrainingStep(Method):
             weight[: self.classes] = day_reference_weights(run, self.p.day_reference.balance)
         self.register_buffer("class_weight", weight, persistent=False)
 
-    def _imagenet_encoder(self) -> nn.Module:
-        """The frozen reference of the feature distance: the encoder as ImageNet left it."""
+    def _as_imagenet_left_it(self) -> Segmenter:
+        """The frozen reference of the feature distance (FD), of which the encoder's maps are used."""
         reference = build_model(self.run.benchmark.model, self.classes)
         load_encoder_weights(reference, self.run.benchmark.model, "imagenet")
-        return reference.encoder.requires_grad_(False).eval()
+        return reference.requires_grad_(False).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the frozen encoder along."""
@@ -93,7 +97,7 @@ class SelfTrainingStep(Method):
 
         image = batch.image if self.p.source_view == "weak" else self.strong(batch.image, "source", batch, step)
         source = self.student.normalise(image)
-        output = self.student(source, domain="source")
+        output = self.student(source)
         losses = {"source": self.student.loss(output, batch.label, self.class_balanced(batch.label))}
         if self.frozen:
             losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
@@ -107,14 +111,14 @@ class SelfTrainingStep(Method):
 
         mixed, label, weight = self.mix(batch, step)
         boxes = next((found for term in self.each_term() if (found := term.boxes(step)) is not None), None)
-        output = self.student(self.student.normalise(mixed), domain="target", boxes=boxes)
+        output = self.student(self.student.normalise(mixed), boxes=boxes)
         losses = {"mixed": self.student.loss(output, label, self.class_balanced(label, weight))}
         for term in self.each_term():
             losses |= term.on_mixed(batch, output, label, weight, step)
         yield losses
 
     def pseudo_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's labels (B, H, W) of the unaugmented target and their pixel weights (B, H, W), eq. (2) and (3)."""
+        """The teacher's labels (B, H, W) of the unaugmented target and their pixel weights (B, H, W): (T4), (T5)."""
         label, q = pseudo_labels(self.teacher_probabilities(batch), self.p.threshold, per_image=self.per_image)
         border = self.run.train.border
         return label, without_border(q[:, None, None].expand(label.shape), border.top, border.bottom)
@@ -166,12 +170,12 @@ class SelfTrainingStep(Method):
         seed, p = self.run.seed, self.p
         rngs = [stream(seed, purpose, n) for n in batch.index]
         gates = stream(seed, "gates", step)  # one decision a step for all views, as in the released code
-        return strong_augment(images, gates, rngs, (p.jitter.p, p.jitter.strength), (p.blur.p, p.blur.sigma))
+        return strong_augment(images, gates, rngs, p.jitter, p.blur)
 
     def distance(self, source: Tensor, features: Tensor, label: Tensor) -> Tensor:
-        """Feature distance to ImageNet on cells of thing classes (eq. 12; section 3.3)."""
+        """Feature distance to ImageNet on cells of thing classes: (T2), (T3)."""
         with torch.no_grad():
-            reference = self.frozen[0](source)[-1]
+            reference = self.frozen[0].stages(source)[-1]
             cells = cell_labels(
                 label, (features.shape[-2], features.shape[-1]), self.classes, self.p.feature_distance_ratio
             )

@@ -1,7 +1,12 @@
 """SePiCo: Xie, Li, Li, Liu, Huang, Wang, "Semantic-Guided Pixel Contrast for Domain Adaptive Semantic Segmentation", TPAMI 2023.
 
-Embeddings of source and target cells are pulled to what stands for their class on the source: its mean (ProtoCL), a bank of
-its last centroids (BankCL) or a Gaussian (DistCL). Equations -> functions, departures: docs/methods/sepico.md.
+Embeddings of source and target cells are pulled to what stands for their class on the source: its mean, the prototype
+(ProtoCL), a memory bank of its last centroids (BankCL) or a Gaussian (DistCL). Equations: docs/methods/sepico.md.
+
+(S1) embedding -> `ProjectionHead`      (S2) class of a cell -> losses.segmentation.cell_labels
+(S3), (S4) class statistics and bank -> `before`: losses.sepico.class_sums, merged, push
+(S5) to (S7) contrast -> losses.sepico.proto_contrast, bank_contrast, dist_contrast    (S8) -> losses.sepico.regulariser
+(S9) class-balanced cropping -> methods.crops      (S10) night -> methods.night      (S11) total -> `contrast`
 
 shapes: B images, h w feature grid, N = B h w cells, A embedding width, C classes, M bank slots
 """
@@ -83,7 +88,7 @@ class SePiCo(Term):
         if step < self.first_statistics:
             return
         teacher = host.teacher_network
-        key = self.teacher_head.module(teacher.encoder(teacher.normalise(batch.image)))
+        key = self.teacher_head.module(teacher.stages(teacher.normalise(batch.image)))
         key, label = self.cells(key, batch.label)
         sums = ranks.total(losses.class_sums(key, label, self.mean))
         old = losses.Statistics(self.number, self.mean, self.variance)
@@ -106,7 +111,7 @@ class SePiCo(Term):
             return
         assert batch.target is not None and batch.pseudo is not None and batch.weight is not None
         image = host.strong(batch.target, "target", batch, step)
-        q = self.head(host.student.encoder(host.student.normalise(image)))
+        q = self.head(host.student.stages(host.student.normalise(image)))
         yield self.contrast("target", q, torch.where(batch.weight > 0, batch.pseudo, IGNORE))
 
     def contrast(self, domain: str, q: Tensor, label: Tensor) -> Losses:

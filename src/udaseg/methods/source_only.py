@@ -1,6 +1,6 @@
 """Source-only training: cross-entropy on labelled source images, the floor of every comparison.
 
-D = DAFormer's configuration (docs/methods/source_only.md). No target image is seen; no rare class sampling.
+As DAFormer's source-only training (docs/methods/source_only.md): no target image is seen; no rare class sampling.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SourceOnly(Method):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Losses]:
         image = batch.image
-        if self.p.photometric:  # D sec. 1.1: only where no strong augmentation follows
+        if self.p.photometric:  # DAFormer: only where no strong augmentation follows
             image = photometric_distortion(image, [stream(self.run.seed, "photometric", n) for n in batch.index])
-        output = self.student(self.student.normalise(image), domain=self.labelled)
+        output = self.student(self.student.normalise(image))
         yield {"supervised": self.student.loss(output, batch.label)}
 
 

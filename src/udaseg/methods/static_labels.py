@@ -1,4 +1,4 @@
-"""Static pseudo-labels of a round: the most confident share of each class and of each image, eq. (9) of docs/methods/bcl.md.
+"""Static pseudo-labels of a round, (B9) of docs/methods/bcl.md: the most confident of each class and of each image.
 
 The scheme of Li et al., Content-Consistent Matching, ECCV 2020, which BCL takes over.
 shapes: B images, K classes, H W image size
@@ -39,10 +39,10 @@ def level_histogram(group: Tensor, level: Tensor, groups: int) -> Tensor:
 
 
 def share_threshold(histogram: Tensor, share: float) -> Tensor:
-    """The level (groups,) of the last of the top `share` of each group: of the int(n * share)-th largest, eq. (9).
+    """The level (groups,) of the last of the top `share` of each group: of the int(n * share)-th largest (B9).
 
-    Oracles O10, O11. A group too small for one such pixel gets 65536, above every level, where the released code takes the
-    group's minimum.
+    A group too small for one such pixel gets 65536, above every level, where the released code takes the group's
+    minimum. Oracles o10, o11.
     """
     kept = (histogram.sum(dim=1).double() * share).long()
     at_or_above = histogram.flip(1).cumsum(dim=1).flip(1)

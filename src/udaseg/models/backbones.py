@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.errors import UserError
+from udaseg.losses.segmentation import resized
 
 STAGES = 4
 
@@ -54,9 +54,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, c_i, H/s_i, W/s_i) of normalised images (B, 3, H, W)."""
         height, width = (-(-side // self.multiple) * self.multiple for side in images.shape[-2:])
-        if (height, width) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
-        stages = list(self.body(images))[-STAGES:]
+        stages = list(self.body(resized(images, (height, width))))[-STAGES:]
         return [stage.permute(0, 3, 1, 2).contiguous() for stage in stages] if self._channels_last else stages
 
 

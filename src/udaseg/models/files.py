@@ -61,6 +61,19 @@ def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
         ) from error
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The header's metadata, without reading tensors.
+
+    Raises:
+        UserError: not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); fetch it again from where it was made") from None
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads a state into a model; every name and shape must agree.
 

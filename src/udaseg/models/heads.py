@@ -3,8 +3,8 @@
 DAFormer (CVPR 2022) sec. 3.2 with its SegFormer ablation, and DeepLab-V2 (TPAMI 2018) as UDA papers use it: docs/models.md.
 shapes: B images, c_i channels of stage i, w head width, K classes, h_i w_i map size of stage i
 
-Nothing here is named `norm`: the optimiser takes weight decay off parameters of that name, and section 4 decays the
-BatchNorm of decoders.
+Nothing here is named `norm`: DAFormer takes weight decay off parameters of that name, and decays the BatchNorm of
+decoders (engine/optim.py).
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from udaseg.losses.segmentation import resized
 
 
 class ConvBN(nn.Module):
@@ -30,7 +32,7 @@ class ConvBN(nn.Module):
 
 
 class ContextFusion(nn.Module):
-    """Depthwise-separable ASPP without image pooling (section 5.2, steps 2 and 3)."""
+    """DAFormer's fusion: depthwise-separable atrous spatial pyramid pooling (ASPP), without image pooling."""
 
     def __init__(self, inputs: int, width: int, dilations: Sequence[int]) -> None:
         super().__init__()
@@ -46,9 +48,9 @@ class ContextFusion(nn.Module):
 
 
 class FusionHead(nn.Module):
-    """DAFormer head: embed every stage, bring all to the finest map, fuse, classify (section 5.2).
+    """DAFormer head: embed every stage, bring all to the finest map, fuse, classify.
 
-    With `dilations` empty the fusion is one 1x1 convolution: the "SegFormer" ablation of the same section.
+    With `dilations` empty the fusion is one 1x1 convolution: the paper's ablation, which it calls SegFormer.
     The finest map of a plain ViT has stride 14 or 16; it is first enlarged to about stride 4, where the fusion of the
     paper works.
     """
@@ -82,21 +84,26 @@ class FusionHead(nn.Module):
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Stages (B, c_i, h_i, w_i) -> logits (B, K, h, w) and the fused map (B, w, h, w) before dropout."""
-        size = [side * self.enlarge for side in stages[0].shape[-2:]]
+        height, width = (side * self.enlarge for side in stages[0].shape[-2:])
         # Embedding first, resizing second: the two commute (both are linear) and this order is the cheaper one.
-        maps = [_resize(embed(stage), size) for embed, stage in zip(self.embed, stages, strict=True)]
+        maps = [resized(embed(stage), (height, width)) for embed, stage in zip(self.embed, stages, strict=True)]
         fused = self.fuse(torch.cat(maps, dim=1))
         return self.classify(self.dropout(fused)), fused
 
 
 class DeepLabV2Head(nn.Module):
-    """Sum of parallel dilated 3x3 convolutions on the last stage; no BatchNorm, ReLU or dropout (section 5.4)."""
+    """Sum of parallel dilated 3x3 convolutions on the last stage; no BatchNorm, ReLU or dropout."""
 
     def __init__(self, inputs: int, classes: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList([nn.Conv2d(inputs, classes, 3, padding=d, dilation=d) for d in dilations])
         for branch in self.branches:
             _init_classifier(branch)
+
+    def drop_bias(self) -> None:
+        for branch in self.branches:
+            assert isinstance(branch, nn.Conv2d) and branch.bias is not None
+            nn.init.zeros_(branch.bias).requires_grad_(False)
 
     def branch_maps(self, stage: Tensor) -> list[Tensor]:
         """The last stage (B, c, h, w) -> one map (B, K, h, w) for each dilation."""
@@ -120,7 +127,7 @@ def over_stages(convolution: nn.Conv2d, stages: Sequence[Tensor], *, align_corne
     total = F.conv2d(stages[0], first, convolution.bias)
     for stage, weight in zip(stages[1:], rest, strict=True):
         part = F.conv2d(stage, weight)
-        total = total + F.interpolate(part, total.shape[-2:], mode="bilinear", align_corners=align_corners)
+        total = total + resized(part, (total.shape[-2], total.shape[-1]), align_corners=align_corners)
     return total
 
 
@@ -128,9 +135,3 @@ def _init_classifier(conv: nn.Module) -> None:
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if list(x.shape[-2:]) == list(size):
-        return x
-    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg.errors import UserError
-from udaseg.losses.segmentation import cross_entropy
+from udaseg.losses.segmentation import cross_entropy, fp32, resized
 from udaseg.models.backbones import Encoder
 from udaseg.models.heads import DeepLabV2Head, FusionHead, sum_of_branches
 from udaseg.models.spec import ModelSpec
@@ -41,6 +40,11 @@ class Output:
     decoder: Tensor | None
     branches: Tensor | None = None
     detail: Any = None
+
+    @property
+    def feature(self) -> Tensor:
+        """The map (B, D, h, w) that is classified: the fused decoder map, for deeplabv2 the last stage."""
+        return self.stages[-1] if self.decoder is None else self.decoder
 
 
 class Segmenter(nn.Module):
@@ -103,29 +107,40 @@ class Segmenter(nn.Module):
         unit = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         return (unit - self.mean) / self.std
 
-    def forward(self, images: Tensor, *, domain: str = "source", boxes: Boxes | None = None) -> Output:
+    def forward(self, images: Tensor, *, boxes: Boxes | None = None) -> Output:
         """One pass.
 
         Args:
             images: (B, 3, H, W), normalised; any size. Encoders that demand a multiple of some number resize inside
                 (`Encoder.multiple`); maps then cover the whole image all the same.
-            domain: `source` or `target`; this network treats both alike.
             boxes: chooses the detail crops of multi-resolution networks; this network has no detail branch.
         """
-        stages = self.encoder(images)
+        stages = self.stages(images)
         if isinstance(self.head, DeepLabV2Head):
             branches = self.head.branch_maps(stages[-1])
             return Output(sum_of_branches(branches), stages, None, torch.cat(branches, dim=1))
         logits, decoder = self.head(stages)
         return Output(logits, stages, decoder)
 
-    def feature(self, output: Output) -> Tensor:
-        """The map (B, feature_channels, h, w) that is classified: the fused decoder map, for deeplabv2 the last stage."""
-        return output.stages[-1] if output.decoder is None else output.decoder
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The encoder alone: `Output.stages` of normalised images (B, 3, H, W), where nothing else is wanted."""
+        maps: list[Tensor] = self.encoder(images)
+        return maps
 
     @property
     def feature_channels(self) -> int:
+        """Channels of `Output.feature`."""
         return self.decoder_channels or self.stage_channels[-1]
+
+    @property
+    def multiple(self) -> int:
+        """Images are resized inside to multiples of this number of pixels; 1: never."""
+        return self.encoder.multiple
+
+    def drop_classifier_bias(self) -> None:
+        """DeepLab-V2's parallel classifiers without bias: zero, and no longer trained. Other heads stay as they are."""
+        if isinstance(self.head, DeepLabV2Head):
+            self.head.drop_bias()
 
     def classify(self, feature: Tensor) -> Tensor:
         """Logits (B, K, h, w) of a map as `feature` gives it; without dropout."""
@@ -134,7 +149,9 @@ class Segmenter(nn.Module):
         return self.head.classify(feature)
 
     def loss(self, output: Output, label: Tensor, weight: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
-        """Cross-entropy at label size, mean over all pixels, ignored ones included (section 3, oracle O8).
+        """Cross-entropy at label size, mean over all pixels, ignored ones included.
+
+        (T1), oracle o8 of docs/methods/self_training.md.
 
         Args:
             output: of this network.
@@ -142,11 +159,11 @@ class Segmenter(nn.Module):
             weight: (B, H, W) or None.
             pixels: what to divide by instead of the number of all pixels.
         """
-        return cross_entropy(_upsample(output.logits, (label.shape[-2], label.shape[-1])), label, weight, pixels)
+        return cross_entropy(resized(fp32(output.logits), (label.shape[-2], label.shape[-1])), label, weight, pixels)
 
     def predict(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W) of normalised images, upsampled bilinearly to `size` = (H, W)."""
-        return _upsample(self(images).logits, size)
+        return resized(fp32(self(images).logits), size)  # in fp32 at least: under autocast logits arrive in bf16
 
 
 def build_model(spec: ModelSpec, classes: int) -> Segmenter:
@@ -161,9 +178,3 @@ def _check(spec: ModelSpec) -> None:
         raise UserError(f"model.dilations: found none, expected at least one for head {spec.head}, e.g. [6, 12]")
     if spec.batch_norm not in ("train", "eval"):
         raise UserError(f"model.batch_norm: found {spec.batch_norm!r}, expected train or eval")
-
-
-def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, half-pixel centres, in fp32 at least: under autocast logits arrive in bf16."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(wide, size=size, mode="bilinear", align_corners=False)

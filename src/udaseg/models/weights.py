@@ -138,7 +138,7 @@ def find_weights(spec: ModelSpec) -> Path:
 
 
 def mit_to_timm(name: str) -> str | None:
-    """timm's features_only name of an official MiT tensor; None if the name is not one of MiT's (section 5.3)."""
+    """timm's features_only name of an official MiT tensor; None if the name is not one of MiT's."""
     for pattern, target in MIT_RULES:
         if match := pattern.fullmatch(name):
             parts = match.groupdict()

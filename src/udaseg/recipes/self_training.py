@@ -12,6 +12,7 @@ from udaseg.recipes import Paper, Start, Variant, papers, terms
 class Jitter:
     p: float
     strength: float
+    definition: Literal["kornia", "torchvision"] = "torchvision"  # what brightness, contrast and saturation mean
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg import identity
-from udaseg.artifacts import file_hash, read_json, writing
+from udaseg.artifacts import MODEL, file_hash, read_json, writing
 from udaseg.engine import provenance
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
@@ -15,7 +15,6 @@ from udaseg.workflow import plan
 from udaseg.workflow.bridges import touch
 
 SCORES = ("metrics.json", "run.json", "history.csv")
-MODEL = "model.safetensors"
 log = logging.getLogger("udaseg")
 
 
@@ -99,7 +98,9 @@ def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool
                 f"params.yaml that made the run ({made.get('revision') or 'revision not recorded'}), or train again"
             )
     if not reference:
-        found = header(folder / MODEL).get("params_hash")
+        from udaseg.models.trained import read_header
+
+        found = read_header(folder / MODEL).get("params_hash")
         if found != run.hash:
             raise UserError(
                 f"{folder / MODEL}: params_hash: found {found}, expected {run.hash}; the model does not belong to the "
@@ -109,18 +110,3 @@ def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool
             raise UserError(
                 f"{folder / MODEL}: is not the model that the run.json beside it describes; fetch both again"
             )
-
-
-def header(path: Path) -> dict[str, str]:
-    """What a model file says about itself, without reading its weights.
-
-    Raises:
-        UserError: not a whole safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as model:
-            return model.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); fetch it again from where it was made") from None

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from udaseg import ranks
-from udaseg.artifacts import file_hash, read_json, run_lock, write_json
+from udaseg.artifacts import MODEL, file_hash, read_json, run_lock, write_json
 from udaseg.engine import provenance, runtime
+from udaseg.engine.history import EXACT
 from udaseg.engine.optim import build_optimizer
-from udaseg.engine.provenance import HISTORY, MODEL, RECORD, SCHEME
-from udaseg.engine.results import EXACT, header
+from udaseg.engine.provenance import HISTORY, RECORD, SCHEME
 from udaseg.engine.trainer import Loop, build
 from udaseg.engine.training import keep
 from udaseg.errors import Interrupted, UserError
-from udaseg.models import load_model_file, save_model
+from udaseg.models.trained import sign_again
 from udaseg.params import Params, Run
 from udaseg.workflow import bridges, why
 
@@ -179,11 +179,7 @@ def same(value: float, text: str) -> bool:
 
 def sign(run: Run, folder: Path, made: dict[str, Any], fingerprint: dict[str, str], steps: int) -> None:
     """run.json with today's hashes and a note of what was done; a header of the first scheme is brought up to date."""
-    state, found = load_model_file(folder / MODEL)
-    wanted = {key: value for key, value in found.items() if key != "code_hash"} | {"params_hash": run.hash}
-    wanted = header(run) | wanted
-    if wanted != found:
-        save_model(folder / MODEL, state, wanted)
+    sign_again(folder / MODEL, run)
     before = {key: made.get(key) for key in ("scheme", "code_hash", "params_hash", "data_hash", "start_hash")}
     note = before | {"steps": steps, "revision": provenance.revision()["revision"]}
     signed = provenance.signature(run, fingerprint, folder)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from udaseg.artifacts import file_hash, read_json
+from udaseg.artifacts import MODEL, file_hash, read_json
 from udaseg.checking import lookup
 from udaseg.engine import provenance
-from udaseg.engine.provenance import HISTORY, MODEL, RECORD, SCHEME
+from udaseg.engine.provenance import HISTORY, RECORD, SCHEME
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 from udaseg.workflow import guard, plan

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tiny_project import RAW
+from udaseg import params
 from udaseg.data.labels import class_space
-from udaseg.deploy.models import load
+from udaseg.devices import choose
 from udaseg.errors import UserError
 from udaseg.models import load_model_file, save_model
+from udaseg.models.trained import load
 from udaseg.params import Size
 
 MakeModel = Callable[..., Path]
@@ -20,7 +22,7 @@ MakeModel = Callable[..., Path]
 
 def refused(path: Path, device: str = "cpu") -> str:
     with pytest.raises(UserError) as caught:
-        load(path, device)
+        load(path, choose(device, "--device"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -39,11 +41,11 @@ def test_the_file_tells_network_classes_colours_and_size(make_model: MakeModel, 
     assert (trained.classes.names, trained.classes.colours) == (space.names, space.colours)
     assert (trained.classes.palette() == space.palette()).all()
     assert trained.size == Size(64, 32)
-    assert not trained.network.training
+    assert not trained.student.training
     state, _ = load_model_file(path)
-    loaded = trained.network.state_dict()
+    loaded = trained.student.state_dict()
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], value) for name, value in state.items())
-    assert trained.network.mean.flatten().tolist() == pytest.approx(RAW["benchmarks"]["streets"]["model"]["mean"])
+    assert trained.student.mean.flatten().tolist() == pytest.approx(RAW["benchmarks"]["streets"]["model"]["mean"])
 
 
 def test_equal_results_give_equal_bytes(make_model: MakeModel) -> None:
@@ -54,7 +56,7 @@ def test_a_teacher_in_the_file_is_left_out(make_model: MakeModel) -> None:
     path = make_model(method="self_training")
     state, _ = load_model_file(path)
     assert any(name.startswith("teacher.") for name in state)
-    loaded = load(path).network.state_dict()
+    loaded = load(path).student.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items() if not name.startswith("teacher."))
 
 
@@ -107,5 +109,23 @@ def test_weights_that_do_not_fit_the_header(make_model: MakeModel) -> None:
 
 def test_no_cuda(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "--device cpu" in refused(make_model(), "cuda")
-    assert load(make_model(), "auto").device == torch.device("cpu")
+    assert "--device: found cuda" in refused(make_model(), "cuda")
+    assert load(make_model(), choose("auto", "--device")).device == torch.device("cpu")
+
+
+def test_a_file_of_a_newer_version(make_model: MakeModel) -> None:
+    message = refused(changed(make_model(), format="3"))
+    assert "its header has format 3, this version reads up to 2" in message
+
+
+def test_a_file_of_the_first_format_is_read(make_model: MakeModel) -> None:
+    """It had neither a format nor a test protocol, and named the code."""
+    trained = load(changed(make_model(), format=None, test=None, code_hash="0123", unknown="x"))
+    assert trained.test.mode == "whole" and trained.header["unknown"] == "x"
+
+
+def test_the_file_tells_how_test_images_are_looked_at(make_model: MakeModel) -> None:
+    trained = load(make_model())
+    assert trained.test == params.check(RAW).benchmarks["streets"].test
+    path = changed(make_model("windows"), test='{"mode": "slides"}')
+    assert "its header cannot be read (test.mode: found 'slides'" in refused(path)
