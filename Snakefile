@@ -22,7 +22,7 @@ try:
     P = plan.load(config)
     # jobs on a cluster read this file too, while others are being recorded
     if workflow.is_main_process:
-        guard.check(plan.cached(P))
+        guard.check_records(plan.cached(P))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

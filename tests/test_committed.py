@@ -28,7 +28,10 @@ SUPERSEDED = {
 def test_superseded_rows_are_there() -> None:
     for benchmark, rows in SUPERSEDED.items():
         for method, correction in rows.items():
-            assert list((ROOT / "results/reference" / benchmark / method).glob("seed*/metrics.json")), (benchmark, method)
+            assert list((ROOT / "results/reference" / benchmark / method).glob("seed*/metrics.json")), (
+                benchmark,
+                method,
+            )
             assert f"**{correction}**" in (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -65,7 +68,9 @@ def test_readme_shows_the_committed_demo_table() -> None:
     assert heading == "# streets" and block("demo table") == table.strip()
 
 
-@pytest.mark.parametrize("folder", sorted(path for path in (ROOT / "results/reference").iterdir() if path.is_dir()), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", sorted(path for path in (ROOT / "results/reference").iterdir() if path.is_dir()), ids=lambda p: p.name
+)
 def test_reference_summaries_and_the_readme_show_the_reference_results(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

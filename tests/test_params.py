@@ -87,7 +87,7 @@ def test_shipped_files_resolve_every_run(file: str) -> None:
 )
 def test_wrong_values_are_named(path: str, value: Any, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        params.check(changed(path, value))
+        params.parse(changed(path, value))
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -105,7 +105,7 @@ def test_wrong_files(tmp_path: Path) -> None:
 
 
 def test_imagenet_start_needs_weights() -> None:
-    p = params.check(changed("benchmarks/streets/init", {}))
+    p = params.parse(changed("benchmarks/streets/init", {}))
     with pytest.raises(UserError, match=r"model\.weights is none"):
         p.resolve("streets", "oracle", 0)
 
@@ -130,7 +130,7 @@ def test_any_value_anywhere_is_accepted_or_answered_in_one_line(path: tuple[str,
         block = block[key]
     block[path[-1]] = value
     try:
-        p = params.check(raw)
+        p = params.parse(raw)
     except UserError as error:
         assert str(error).startswith("params.yaml") and "\n" not in str(error)
     else:
@@ -140,16 +140,16 @@ def test_any_value_anywhere_is_accepted_or_answered_in_one_line(path: tuple[str,
 def test_native_protocol_takes_the_methods_own_recipe() -> None:
     raw = changed("methods/self_training/native", {"steps": 7})
     assert (
-        params.check(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps
+        params.parse(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps
         == RAW["benchmarks"]["camvid_day2dusk"]["train"]["steps"]
     )
     raw["run"]["protocol"] = "native"
-    assert params.check(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps == 7
+    assert params.parse(raw).resolve("camvid_day2dusk", "self_training", 0).train.steps == 7
 
 
 def test_hash_follows_what_decides_the_result_and_nothing_else() -> None:
     def of(raw: dict[str, Any], method: str = "self_training") -> str:
-        return params.check(raw).resolve("streets", method, 0).hash
+        return params.parse(raw).resolve("streets", method, 0).hash
 
     base = of(RAW)
     for path, value in [
@@ -219,24 +219,24 @@ def test_a_value_at_its_default_is_in_no_hash() -> None:
         ("benchmarks/streets/train/schedule/rounds", 1, 2),
         ("datasets/streets_game/exclude", [], ["x"]),
     ):
-        assert params.check(changed(path, default)).resolve("streets", "bcl", 0).hash == plain, path
-        assert params.check(changed(path, other)).resolve("streets", "bcl", 0).hash != plain, path
-    assert params.check(changed("benchmarks/streets/train/steps", 401)).resolve("streets", "bcl", 0).hash != plain
+        assert params.parse(changed(path, default)).resolve("streets", "bcl", 0).hash == plain, path
+        assert params.parse(changed(path, other)).resolve("streets", "bcl", 0).hash != plain, path
+    assert params.parse(changed("benchmarks/streets/train/steps", 401)).resolve("streets", "bcl", 0).hash != plain
     for path in (
         "benchmarks/streets/train/log_every",
         "benchmarks/streets/train/save_every",
         "datasets/streets_game/root",
     ):
         value = "somewhere" if path.endswith("root") else 7
-        assert params.check(changed(path, value)).resolve("streets", "bcl", 0).hash == plain, path
-    same = params.check(changed("benchmarks/streets/train/optimizer/head_factor", 1.0))  # written as 1
+        assert params.parse(changed(path, value)).resolve("streets", "bcl", 0).hash == plain, path
+    same = params.parse(changed("benchmarks/streets/train/optimizer/head_factor", 1.0))  # written as 1
     assert same.resolve("streets", "bcl", 0).hash == plain
 
 
 def test_the_place_of_a_weights_file_is_in_no_hash() -> None:
     """It may be private; what it holds decides, and is compared by itself."""
     runs = [
-        params.check(changed("benchmarks/camvid_day2dusk/model/weights", text)).resolve("camvid_day2dusk", "oracle", 0)
+        params.parse(changed("benchmarks/camvid_day2dusk/model/weights", text)).resolve("camvid_day2dusk", "oracle", 0)
         for text in ("/home/me/mit.pth", "elsewhere/mit.safetensors", "timm:in1k")
     ]
     assert runs[0].hash == runs[1].hash != runs[2].hash

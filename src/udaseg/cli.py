@@ -243,14 +243,14 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> None:
-    from udaseg import bench as step
     from udaseg import params
+    from udaseg.bench import step
 
     p = params.load(args.params)
     if args.shrink < 1:
         raise UserError(f"--shrink: found {args.shrink}, expected at least 1")
     if args.what == "losses":
-        from udaseg.bench_losses import bench_losses
+        from udaseg.bench.losses import bench_losses
 
         print(bench_losses(p, shrink=args.shrink))
         return

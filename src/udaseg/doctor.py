@@ -244,7 +244,7 @@ def data(p: Params) -> Iterator[Finding]:
 def is_prepared(p: Params, benchmark: str, use: Use) -> bool:
     """Whether what `use` needs is there, whole, and made by the recipe of these parameters."""
     try:
-        found = prepared.find(benchmark, use)
+        found = prepared.find_prepared(benchmark, use)
         found.check()
     except UserError:
         return False
@@ -271,7 +271,7 @@ def looked(name: str, dataset: Dataset) -> Finding:
             return Finding("problem", f"data {text}", f"place the files at {root}, then `udaseg doctor` again")
     else:
         try:
-            formats.find(name, dataset)
+            formats.find_delivered(name, dataset)
         except UserError as error:
             return Finding("problem", f"data {name}: {error}", "correct `datasets` in params.yaml (docs/data.md)")
     return Finding("ok", f"data {name}: found; prepared by the next `snakemake`")
@@ -347,7 +347,7 @@ def snakemake(p: Params) -> Iterator[Finding]:
             "wait for the run that is at work here; was it killed: snakemake --unlock",
         )
     try:
-        guard.check(plan.cached(p))
+        guard.check_records(plan.cached(p))
         yield Finding("ok", "Snakemake knows all results here")
     except UserError as error:
         yield Finding("problem", str(error), "udaseg sync")

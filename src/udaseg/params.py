@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from udaseg.checking import build, convert, essential, keys_of, lookup, reject_unknown
-from udaseg.data.labels import ClassSpace, class_space
+from udaseg.classes import ClassSpace, class_space
 from udaseg.errors import UserError
 from udaseg.recipes import Start, block_of, papers, terms
 from udaseg.recipes.bcl import Bcl
@@ -438,10 +438,10 @@ def load(path: str | Path = "params.yaml") -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return check(raw)
+    return parse(raw)
 
 
-def check(raw: Any) -> Params:
+def parse(raw: Any) -> Params:
     """Turn the parsed YAML into Params (see `load`)."""
     if not isinstance(raw, dict):
         raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-2])}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.data.labels import NAMES
+from udaseg.classes import NAMES
 
 STRIDE = 4
 

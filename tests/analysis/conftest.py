@@ -12,7 +12,7 @@ from block_data import FakeData, blocks
 
 from tiny_project import RAW
 from udaseg import params
-from udaseg.analysis import sample
+from udaseg.analysis import cells
 from udaseg.params import Run, Use
 
 
@@ -27,7 +27,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeData]:
     def find(benchmark: str, use: Use) -> FakeData:
         return sets[use.dataset]
 
-    monkeypatch.setattr(sample, "find", find)
+    monkeypatch.setattr(cells, "find", find)
     return sets
 
 
@@ -39,6 +39,6 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     def make(**analysis: Any) -> Run:
         raw = copy.deepcopy(RAW)
         raw["analysis"] |= analysis
-        return params.check(raw).resolve("streets", "self_training", 0)
+        return params.parse(raw).resolve("streets", "self_training", 0)
 
     return make

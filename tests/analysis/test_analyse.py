@@ -14,7 +14,7 @@ from block_data import FakeData, Pooled
 from tiny_project import Project
 from udaseg import cli
 from udaseg.analysis import analyse
-from udaseg.analysis.sample import Sample
+from udaseg.analysis.cells import Cells
 from udaseg.analysis.tsne import embed
 from udaseg.errors import UserError
 from udaseg.params import Run
@@ -55,7 +55,7 @@ def test_the_files_are_enough_to_measure_and_map_again(
     run = make_run(per_class=20)
     analyse.analyse_run(run)
     p, values = run.params.analysis, json.loads((run.folder / "analysis.json").read_text())
-    cells = Sample(**np.load(run.folder / "features.npz"))
+    cells = Cells(**np.load(run.folder / "features.npz"))
     again = analyse.measures_of(cells, run.classes.names, p)
     assert values == again | {"left_out": values["left_out"]}
     kept = np.load(run.folder / "tsne.npz")
@@ -72,10 +72,10 @@ def test_the_files_are_enough_to_measure_and_map_again(
     }
 
 
-def cells_of(source: np.ndarray, target: np.ndarray, label: np.ndarray) -> Sample:
+def cells_of(source: np.ndarray, target: np.ndarray, label: np.ndarray) -> Cells:
     """Cells of both domains, ten of an image."""
     n = len(label)
-    return Sample(
+    return Cells(
         feature=np.concatenate([source, target]).astype(np.float16),
         label=np.tile(label, 2).astype(np.uint8),
         domain=np.repeat([0, 1], n).astype(np.uint8),

@@ -10,9 +10,9 @@ import torch
 from block_data import STRIDE, FakeData, Pooled, blocks
 from torch import Tensor
 
-from udaseg.analysis import sample
-from udaseg.analysis.sample import SOURCE, TARGET, Sample, first, pure_cells
-from udaseg.data.labels import NAMES
+from udaseg.analysis import cells as sampling
+from udaseg.analysis.cells import SOURCE, TARGET, Cells, first, pure_cells
+from udaseg.classes import NAMES
 from udaseg.errors import UserError
 from udaseg.params import Run
 
@@ -21,16 +21,16 @@ MakeRun = Callable[..., Run]
 Data = dict[str, FakeData]
 
 
-def draw(run: Run, network: Pooled | None = None) -> tuple[Sample, dict[str, tuple[int, int]]]:
-    return sample.draw(run, network or Pooled(), CPU)  # type: ignore[arg-type]
+def draw(run: Run, network: Pooled | None = None) -> tuple[Cells, dict[str, tuple[int, int]]]:
+    return sampling.draw_cells(run, network or Pooled(), CPU)  # type: ignore[arg-type]
 
 
-def places(cells: Sample) -> list[tuple[int, ...]]:
+def places(cells: Cells) -> list[tuple[int, ...]]:
     columns = (cells.domain, cells.label, cells.image, cells.row, cells.column)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def counts(cells: Sample, domain: int) -> list[int]:
+def counts(cells: Cells, domain: int) -> list[int]:
     return np.bincount(cells.label[cells.domain == domain], minlength=19).tolist()
 
 

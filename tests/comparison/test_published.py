@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from udaseg import params
+from udaseg.classes import NAMES, NOT_IN_13, NOT_IN_16
 from udaseg.comparison import published
-from udaseg.data.labels import NAMES, NOT_IN_13, NOT_IN_16
 
 ROOT = Path(__file__).parents[2]
 OURS = {"source_only", "oracle", "self_training", "self_training-dacs", "hrda", "mic", "bcl", "plca", "pipa", "cluda"}

@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 from udaseg import params
+from udaseg.classes import NAMES
 from udaseg.data import camvid, formats
-from udaseg.data.labels import NAMES
-from udaseg.data.samples import Found
+from udaseg.data.found import Found
 from udaseg.params import Dataset, Size
 
 Labels = dict[str, dict[str, np.ndarray | None]]
@@ -239,7 +239,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, kind: str, root: Path) -> Labels:
 
 
 def find(kind: str, root: Path, **keys: object) -> Found:
-    return formats.find(kind, Dataset(format=kind, root=str(root), **keys))  # type: ignore[arg-type]
+    return formats.find_delivered(kind, Dataset(format=kind, root=str(root), **keys))  # type: ignore[arg-type]
 
 
 def zipped(folder: Path, archive: Path, inside: str = "") -> Path:
@@ -296,4 +296,4 @@ def two_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Pa
     raw["benchmarks"]["three"]["size"] = {"source": "64x32", "target": "64x32"}
     raw["benchmarks"]["four"] = {**streets, **city, "target": "cityscapes/val"}
     raw["select"]["benchmark"] = "streets"
-    return params.check(raw)
+    return params.parse(raw)

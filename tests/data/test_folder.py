@@ -83,7 +83,7 @@ def test_folder_mistakes_are_named(tmp_path: Path) -> None:
         find("folder", tmp_path, images="a", labels="b")
     assert len(find("folder", tmp_path, images="a", labels="b", exclude=("y",)).splits["train"]) == 1
     with pytest.raises(UserError, match=r"root is missing"):
-        formats.find("mine", Dataset(format="folder"))
+        formats.find_delivered("mine", Dataset(format="folder"))
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from udaseg.data import camvid, convert, folder, formats
-from udaseg.data.samples import Encoding, Item
+from udaseg.data.found import Encoding, Item
 from udaseg.errors import UserError
 from udaseg.params import Dataset
 
@@ -209,10 +209,10 @@ def test_bdd_needs_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_streets_needs_look_and_count() -> None:
     with pytest.raises(UserError, match=r"streets needs look"):
-        formats.find("s", Dataset(format="streets", count={"train": 1}))
+        formats.find_delivered("s", Dataset(format="streets", count={"train": 1}))
     with pytest.raises(UserError, match=r"streets needs look"):
-        formats.find("s", Dataset(format="streets", look="game", count={"extra": 1}))
-    splits = formats.find("s", Dataset(format="streets", look="game", count={"train": 3, "test": 2})).splits
+        formats.find_delivered("s", Dataset(format="streets", look="game", count={"extra": 1}))
+    splits = formats.find_delivered("s", Dataset(format="streets", look="game", count={"train": 3, "test": 2})).splits
     scenes = [item.scene for items in splits.values() for item in items]
     assert len(set(scenes)) == 5
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from udaseg.data.pairs import (
+from udaseg.data.two_crops import (
     MEAN_COLOUR,
     STRIDE,
     PairViews,

@@ -29,8 +29,8 @@ from delivered import (
 from PIL import Image
 
 from udaseg import artifacts, cli
+from udaseg.classes import NAMES, class_space
 from udaseg.data import camvid, convert, parallel, prepare
-from udaseg.data.labels import NAMES, class_space
 from udaseg.data.prepared import Prepared
 from udaseg.errors import UserError
 from udaseg.params import Dataset, Size

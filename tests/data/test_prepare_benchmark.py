@@ -97,7 +97,7 @@ def test_benchmark_mistakes_are_all_said_before_converting(tmp_path: Path, monke
     raw["benchmarks"]["one"] |= {"source": "cityscapes/test", "evaluate": ["streets_photo/val", "gta5/train"]}
     raw["datasets"]["gta5"]["root"] = str(tmp_path / "nowhere")
     with pytest.raises(UserError) as error:
-        prepare.prepare_benchmark(params.check(raw), "one", jobs=1, root=tmp_path / "data")
+        prepare.prepare_benchmark(params.parse(raw), "one", jobs=1, root=tmp_path / "data")
     text = str(error.value)
     assert "streets_photo: found the splits train, test, expected 'val' among them" in text
     assert "gta5: found no folder" in text
@@ -127,7 +127,7 @@ def test_the_target_may_be_unlabelled(tmp_path: Path, monkeypatch: pytest.Monkey
     raw = copy.deepcopy(p.raw)
     raw["datasets"]["mine"] = {"format": "folder", "root": str(tmp_path / "mine")}
     raw["benchmarks"]["one"] |= {"target": "mine/train"}
-    prepare.prepare_benchmark(params.check(raw), "one", jobs=1, root=tmp_path / "data")
+    prepare.prepare_benchmark(params.parse(raw), "one", jobs=1, root=tmp_path / "data")
     data = Prepared(tmp_path / "data" / "one" / "mine-24x14")
     assert not data.labelled("train") and zipfile.ZipFile(data.folder / "labels.zip").namelist() == []
 

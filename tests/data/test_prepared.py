@@ -110,10 +110,10 @@ def test_check_finds_what_was_cut_short(folder: Path) -> None:
 
 def test_find(folder: Path, tmp_path: Path) -> None:
     use = Use("target", "mine", "train", SMALL)
-    assert prepared.find("bench", use, tmp_path / "data").folder == folder
+    assert prepared.find_prepared("bench", use, tmp_path / "data").folder == folder
     other = Use("target", "mine", "train", Size(8, 8))
     with pytest.raises(UserError, match=r"mine-8x8: not prepared yet; run `udaseg prepare --benchmark bench`"):
-        prepared.find("bench", other, tmp_path / "data")
+        prepared.find_prepared("bench", other, tmp_path / "data")
 
 
 def test_damaged_manifests_are_named(folder: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tiny_project import Project
 from udaseg import params
-from udaseg.data.labels import class_space
-from udaseg.data.prepared import find
+from udaseg.classes import class_space
+from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs, Views, cut, flip, offset
 from udaseg.errors import UserError
 from udaseg.params import RareClass, Size
@@ -34,8 +34,8 @@ def pairs(
     source, target = params.uses(p.benchmarks["streets"])[:2]
     return Pairs(
         views,
-        (find("streets", source), source.split),
-        (find("streets", target), target.split),
+        (find_prepared("streets", source), source.split),
+        (find_prepared("streets", target), target.split),
         classes=class_space(classes),
         crop=Size.parse(crop, ""),
         rare_class=rare or RareClass(0, 0),
@@ -100,7 +100,7 @@ def test_oracle_sees_target_labels_and_no_second_image(project: Project) -> None
 
 
 def test_missing_labels_are_named(project: Project) -> None:
-    data = find("streets", params.uses(params.load("params.yaml").benchmarks["streets"])[0])
+    data = find_prepared("streets", params.uses(params.load("params.yaml").benchmarks["streets"])[0])
     for entry in data.manifest["splits"]["train"]:
         entry["label"] = None
     with pytest.raises(UserError, match="has no label"):
@@ -154,7 +154,7 @@ def test_whole_targets_come_with_corners_inside_the_image(project: Project) -> N
 
 def test_a_class_that_never_occurs_in_the_source_is_named(project: Project) -> None:
     source = params.uses(params.load("params.yaml").benchmarks["streets"])[0]
-    path = find("streets", source).folder / "manifest.json"
+    path = find_prepared("streets", source).folder / "manifest.json"
     manifest = json.loads(path.read_text())
     for sample in manifest["splits"][source.split]:
         sample["counts"].pop("16", None)  # train

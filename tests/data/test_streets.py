@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from udaseg.data.labels import NAMES
+from udaseg.classes import NAMES
 from udaseg.data.streets import LOOKS, render
 from udaseg.data.streets import scene as vocabulary
 

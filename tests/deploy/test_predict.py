@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_model import DAMAGED_EXIF
 
 from udaseg import params
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.data.prepare import prepare_dataset
 from udaseg.data.prepared import Prepared
 from udaseg.deploy import predict as step

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udaseg.data.labels import CITYSCAPES
+from udaseg.classes import CITYSCAPES
 from udaseg.deploy import predict, submit
 from udaseg.errors import UserError
 

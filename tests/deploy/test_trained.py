@@ -10,7 +10,7 @@ import torch
 
 from tiny_project import RAW
 from udaseg import params
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.devices import choose
 from udaseg.errors import UserError
 from udaseg.models import load_model_file, save_model
@@ -126,6 +126,6 @@ def test_a_file_of_the_first_format_is_read(make_model: MakeModel) -> None:
 
 def test_the_file_tells_how_test_images_are_looked_at(make_model: MakeModel) -> None:
     trained = load(make_model())
-    assert trained.test == params.check(RAW).benchmarks["streets"].test
+    assert trained.test == params.parse(RAW).benchmarks["streets"].test
     path = changed(make_model("windows"), test='{"mode": "slides"}')
     assert "its header cannot be read (test.mode: found 'slides'" in refused(path)

@@ -24,7 +24,7 @@ def write_model(
     raw = copy.deepcopy(RAW)
     raw["benchmarks"]["streets"] |= {"classes": classes, "init": {"default": "none"}}
     raw["benchmarks"]["streets"]["model"] |= model
-    run = params.check(raw).resolve("streets", method, 0)
+    run = params.parse(raw).resolve("streets", method, 0)
     torch.manual_seed(0)
     student = build_model(run.benchmark.model, len(run.classes))
     for weight in student.head.parameters():

@@ -23,7 +23,7 @@ def test_rounds_divide_the_run(steps: int, count: int) -> None:
     assert begins[0] == 0 and len(begins) == min(steps, count)
     for first, following in zip(begins, [*begins[1:], steps], strict=True):
         assert {rounds.end(step, steps, count) for step in range(first, following)} == {following}
-        assert len({rounds.number(step, steps, count) for step in range(first, following)}) == 1
+        assert len({rounds.round_of(step, steps, count) for step in range(first, following)}) == 1
     assert not any(rounds.begins(step, steps, 0) for step in range(steps))
     assert rounds.end(0, steps, 0) == steps
 

@@ -159,9 +159,9 @@ def test_target_labels_are_never_opened(make_project: Callable[[str], Project], 
 
 def test_not_finite_loss_stops_before_the_optimizer(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from_scratch(project)
-    from udaseg.methods.self_training import SelfTrainingStep
+    from udaseg.methods.self_training import SelfTrainingMethod
 
-    losses = SelfTrainingStep.losses
+    losses = SelfTrainingMethod.losses
 
     def broken(self, batch, step):  # type: ignore[no-untyped-def]
         for named in losses(self, batch, step):
@@ -169,7 +169,7 @@ def test_not_finite_loss_stops_before_the_optimizer(project: Project, monkeypatc
                 named["mixed"] = named["mixed"] * float("nan")
             yield named
 
-    monkeypatch.setattr(SelfTrainingStep, "losses", broken)
+    monkeypatch.setattr(SelfTrainingMethod, "losses", broken)
     with pytest.raises(UserError, match=r"step 3, pairs \[6, 7\]: the loss is not finite \(mixed\)"):
         train(project)
     run = run_of(project)

@@ -27,6 +27,6 @@ def make_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         raw["benchmarks"]["streets"]["test"] |= test or {}
         if evaluate is not None:
             raw["benchmarks"]["streets"]["evaluate"] = evaluate
-        return params.check(raw)
+        return params.parse(raw)
 
     return make

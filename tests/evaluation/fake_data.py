@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from udaseg.data.labels import NAMES
+from udaseg.classes import NAMES
 
 
 @dataclass(frozen=True)

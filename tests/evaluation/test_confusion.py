@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.evaluation import confusion, scores
 
 

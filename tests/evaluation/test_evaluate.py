@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fake_data import FakePrepared, random_data
 from torch import Tensor, nn
 
-from udaseg.data.labels import NAMES
+from udaseg.classes import NAMES
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, evaluate, scores
 from udaseg.models import build_model, save_model, trained

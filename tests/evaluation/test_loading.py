@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_data import random_data
 
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.errors import UserError
 from udaseg.evaluation import loading
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from udaseg.data.labels import CITYSCAPES, NAMES, class_space
+from udaseg.classes import CITYSCAPES, NAMES, class_space
 from udaseg.evaluation import confusion, scores
 
 IDS = np.array([row[1] for row in CITYSCAPES], np.uint8)

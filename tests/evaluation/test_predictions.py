@@ -18,8 +18,8 @@ from PIL import Image
 
 from tiny_project import Project
 from udaseg import params
-from udaseg.data.labels import class_space
-from udaseg.data.prepared import find
+from udaseg.classes import class_space
+from udaseg.data.prepared import find_prepared
 from udaseg.evaluation import confusion, evaluate, predictions, scores
 from udaseg.models import build_model, save_model
 from udaseg.params import Run, uses
@@ -62,7 +62,7 @@ def test_class_maps_and_scores_are_those_of_the_confusion_matrix(project: Projec
     run = untrained(project)
     evaluate.evaluate_run(run)
     use = uses(run.benchmark)[-1]
-    prepared = find("streets", use)
+    prepared = find_prepared("streets", use)
     maps, total = class_maps(run.folder), confusion.empty(19)
     names = [sample.name for sample in prepared.samples(use.split)]
     assert list(maps) == names == [row["image"] for row in rows(run.folder)] and len(names) == 4

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from udaseg.artifacts import write_json, write_text
-from udaseg.data.prepared import find
+from udaseg.data.prepared import find_prepared
 from udaseg.evaluation import confusion, predictions, scores
 from udaseg.evaluation.evaluate import confusion_csv
 from udaseg.params import Params, Run, uses
@@ -27,7 +27,7 @@ MakeRuns = Callable[..., Params]
 def write_run(run: Run, rng: np.random.Generator) -> None:
     """All that the figures read of one run; predictions are the truth with a share of wrong pixels."""
     use = uses(run.benchmark)[-1]
-    prepared, classes = find(run.benchmark_name, use), len(run.classes)
+    prepared, classes = find_prepared(run.benchmark_name, use), len(run.classes)
     total = confusion.empty(classes)
     with predictions.Recorder(run.classes) as recorder:
         for sample in prepared.samples(use.split):

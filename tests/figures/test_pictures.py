@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_runs import MakeRuns, texts
 
-from udaseg.data.prepared import find
+from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
 from udaseg.figures import files, pictures
 from udaseg.figures.pictures import choose, subject_of
@@ -71,7 +71,7 @@ def test_image_truth_predictions_and_errors(make_runs: MakeRuns) -> None:
     assert f"mIoU {scores['sepico'][expected[0][1]]:.1f}" in texts(figure)
 
     use = uses(p.benchmarks["streets"])[-1]
-    prepared = find("streets", use)
+    prepared = find_prepared("streets", use)
     sample = next(s for s in prepared.samples(use.split) if s.name == expected[0][1])
     truth, palette = prepared.label(sample), runs[0].classes.palette()
     shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes]

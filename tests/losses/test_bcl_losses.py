@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.evaluation.scores import miou
 from udaseg.losses import bcl
 from udaseg.losses.segmentation import nearest_labels

@@ -430,18 +430,18 @@ def test_features_are_sampled_bilinearly(cells: tuple[int, int]) -> None:
     maps = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     centres = F.interpolate(maps, cells, mode="bilinear", align_corners=False)
     corners = F.interpolate(maps, cells, mode="bilinear", align_corners=True)
-    torch.testing.assert_close(cluda.sample(maps, cells), centres)
-    torch.testing.assert_close(cluda.sample(maps, cells, corners=True), corners)
+    torch.testing.assert_close(cluda.on_grid(maps, cells), centres)
+    torch.testing.assert_close(cluda.on_grid(maps, cells, corners=True), corners)
     with torch.autocast("cpu", torch.bfloat16):
-        assert cluda.sample(maps.float(), cells).dtype == torch.float32
+        assert cluda.on_grid(maps.float(), cells).dtype == torch.float32
 
 
 @pytest.mark.parametrize("cells", [(4, 6), (5, 7), (16, 24)])
 def test_labels_are_sampled_at_the_nearest_pixel(cells: tuple[int, int]) -> None:
     label = torch.randint(0, 19, (2, 31, 52), generator=torch.Generator().manual_seed(0))
     as_map = label[:, None].double()
-    assert torch.equal(cluda.sample_labels(label, cells), F.interpolate(as_map, cells, mode="nearest-exact")[:, 0])
-    released = cluda.sample_labels(label, cells, corners=True)
+    assert torch.equal(cluda.labels_on_grid(label, cells), F.interpolate(as_map, cells, mode="nearest-exact")[:, 0])
+    released = cluda.labels_on_grid(label, cells, corners=True)
     assert torch.equal(released, F.interpolate(as_map, cells, mode="nearest")[:, 0])
 
 
@@ -453,7 +453,7 @@ def test_detail_features_lie_where_their_crop_lies() -> None:
     for box in boxes:
         top, left, bottom, right = box.tolist()
         crop = F.avg_pool2d(image[:, top:bottom, left:right], 2)[None].requires_grad_()  # stride 2
-        found, inside = cluda.sample_detail(crop, box[None], (32, 48), (8, 12))
+        found, inside = cluda.detail_on_grid(crop, box[None], (32, 48), (8, 12))
         rows_at, columns_at = torch.arange(8) * 4 + 2, torch.arange(12) * 4 + 2
         expected = (rows_at >= top)[:, None] & (rows_at < bottom)[:, None] & (columns_at >= left) & (columns_at < right)
         assert torch.equal(inside[0], expected)
@@ -466,10 +466,10 @@ def test_a_crop_of_the_whole_image_is_the_plain_sample() -> None:
     maps = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     whole = torch.tensor([[0, 0, 32, 48]]).expand(2, 4)
     for corners in (False, True):
-        found, inside = cluda.sample_detail(maps, whole, (32, 48), (8, 12), corners=corners)
+        found, inside = cluda.detail_on_grid(maps, whole, (32, 48), (8, 12), corners=corners)
         assert inside.all()
         if not corners:
-            torch.testing.assert_close(found, cluda.sample(maps, (8, 12)))
+            torch.testing.assert_close(found, cluda.on_grid(maps, (8, 12)))
 
 
 @settings(max_examples=15, deadline=None)

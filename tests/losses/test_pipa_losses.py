@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from udaseg.data.pairs import STRIDE, overlap_cells
+from udaseg.data.two_crops import STRIDE, overlap_cells
 from udaseg.losses.pipa import (
     ROWS,
     anchor_quotas,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from udaseg.bench_losses import peak_memory
+from udaseg.bench.losses import peak_memory
 from udaseg.engine.optim import learning_rate
 from udaseg.losses.association import attention, match, temperatures
 from udaseg.losses.plca import (

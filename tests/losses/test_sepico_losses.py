@@ -31,8 +31,8 @@ from udaseg.losses.sepico import (
     regulariser,
 )
 from udaseg.methods.base import Averaged
-from udaseg.methods.crops import crop_scores
-from udaseg.methods.mixing import without_border
+from udaseg.methods.step.crops import crop_scores
+from udaseg.methods.step.mixing import without_border
 from udaseg.params import Schedule
 
 EXACT = 1e-9

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.data.prepared import Sample
 from udaseg.data.sampling import class_counts, files_with_class, rare_class_probabilities
 from udaseg.engine.optim import learning_rate
 from udaseg.errors import UserError
-from udaseg.methods.augment import BLUR_REACH, gaussian_blur, scale_saturation
 from udaseg.methods.base import Averaged
-from udaseg.methods.mixing import class_mask, confident_share, paste, without_border
+from udaseg.methods.step.augment import BLUR_REACH, gaussian_blur, scale_saturation
+from udaseg.methods.step.mixing import class_mask, confident_share, paste, without_border
 from udaseg.params import Schedule
 
 

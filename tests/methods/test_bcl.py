@@ -25,7 +25,7 @@ from udaseg.engine.optim import learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import bcl as method_file
 from udaseg.methods.base import Batch
-from udaseg.methods.bcl import Bcl
+from udaseg.methods.bcl import BclMethod
 from udaseg.models import Output, build_model, load_model_file, load_state
 
 BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
@@ -53,9 +53,9 @@ def run_of(project: Project, name: str = "bcl") -> params.Run:
     return params.load(project.folder / "params.yaml").resolve("streets", name, 0)
 
 
-def method_of(project: Project, name: str = "bcl") -> Bcl:
+def method_of(project: Project, name: str = "bcl") -> BclMethod:
     found = trainer.build(run_of(project, name), torch.device("cpu"))
-    assert isinstance(found, Bcl)
+    assert isinstance(found, BclMethod)
     return found
 
 
@@ -104,10 +104,10 @@ def test_bcl_o13() -> None:
 def test_bcl_o14(tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
     method = method_of(tiny())
     ce, entropies = iter([1.2, 2.0]), iter([0.5, 0.8])
-    monkeypatch.setattr(Bcl, "cross_entropy", lambda *_: torch.tensor(next(ce)))
+    monkeypatch.setattr(BclMethod, "cross_entropy", lambda *_: torch.tensor(next(ce)))
     monkeypatch.setattr(method_file, "entropy", lambda *_: torch.tensor(next(entropies)))
     pairs = torch.tensor([[3.0, 4], [2, 1]])
-    monkeypatch.setattr(Bcl, "contrasts", lambda *_: tuple(pairs.mean(dim=0)))
+    monkeypatch.setattr(BclMethod, "contrasts", lambda *_: tuple(pairs.mean(dim=0)))
     (losses,) = method.losses(batch(), 0)
     assert sum(losses.values()).item() == pytest.approx(3.096, abs=1e-6)  # type: ignore[union-attr]
 
@@ -147,7 +147,7 @@ def test_finer_maps_are_averaged_to_stride_eight(tiny: Callable[..., Project]) -
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(2, 4, 6))
 
 
-def four_clusters(method: Bcl, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+def four_clusters(method: BclMethod, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     """Features (2, D, 4, 6) around four directions, target-like where shifted, and their classes (2, 4, 6)."""
     g = torch.Generator().manual_seed(3)
     label = torch.randint(0, 4, (2, 4, 6), generator=g)
@@ -334,15 +334,15 @@ def test_two_ranks_train_like_one(tiny: Callable[..., Project], prototypes: str)
 
 def test_rounds_label_the_target_anew(tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
     project, made = tiny(), []
-    label_target = Bcl.label_target
+    label_target = BclMethod.label_target
 
-    def noted(self: Bcl, images: Any, labels: Any) -> None:
+    def noted(self: BclMethod, images: Any, labels: Any) -> None:
         assert self.student.training
         label_target(self, images, labels)
         assert self.student.training
         made.append(torch.from_numpy(labels.copy()))
 
-    monkeypatch.setattr(Bcl, "label_target", noted)
+    monkeypatch.setattr(BclMethod, "label_target", noted)
     folder = train(project)
     assert len(made) == 3 and not torch.equal(made[0], made[1])
     for labels in made:

@@ -20,11 +20,11 @@ from udaseg import params, ranks
 from udaseg.artifacts import file_hash
 from udaseg.engine import runtime, trainer, training
 from udaseg.errors import Interrupted, UserError
-from udaseg.losses.cluda import multi_resolution_contrast, pixel_contrast, rows, sample, sample_detail
+from udaseg.losses.cluda import detail_on_grid, multi_resolution_contrast, on_grid, pixel_contrast, rows
 from udaseg.methods import create
 from udaseg.methods.base import Batch
 from udaseg.methods.cluda import CludaTerm
-from udaseg.methods.self_training import SelfTrainingStep
+from udaseg.methods.self_training import SelfTrainingMethod
 from udaseg.models import Output, Segmenter, build_model
 
 BLOCK: dict[str, Any] = {
@@ -54,9 +54,9 @@ def run_of(project: Project, method: str = "cluda") -> params.Run:
     return params.load(project.folder / "params.yaml").resolve("streets", method, 0)
 
 
-def term_of(project: Project) -> tuple[SelfTrainingStep, CludaTerm]:
+def term_of(project: Project) -> tuple[SelfTrainingMethod, CludaTerm]:
     method = trainer.build(run_of(project), torch.device("cpu"))
-    assert isinstance(method, SelfTrainingStep)
+    assert isinstance(method, SelfTrainingMethod)
     term = method.terms["cluda"]
     assert isinstance(term, CludaTerm)
     return method, term
@@ -111,7 +111,7 @@ def test_source_and_mixed_loss_are_those_of_the_paper(project: Project) -> None:
     b, g = batch(), torch.Generator().manual_seed(1)
     feature, weight = torch.randn(2, 5, 8, 12, generator=g), torch.rand(2, 32, 48, generator=g)
     output = Output(torch.zeros(2, 19, 8, 12), [], feature)
-    cells = rows(sample(feature, (4, 6)))
+    cells = rows(on_grid(feature, (4, 6)))
     label = b.label[:, 4::8, 4::8].flatten()  # the pixel below and right of the middle of each cell of 8
     source = term.on_source(b, output, 0)["cluda_source"]
     torch.testing.assert_close(source, pixel_contrast(cells, label, torch.ones(48)))
@@ -168,16 +168,16 @@ def test_detail_features_are_contrasted_with_a_learned_weight(project: Project) 
     output = student(student.normalise(b.image))
     loss = term.on_source(b, output, 0)["cluda_source"]
     assert term.blend_head is not None and output.detail is not None
-    low = rows(sample(output.decoder, (4, 6)))
-    high, inside = sample_detail(output.detail.feature, output.detail.boxes, (32, 48), (4, 6))
-    blend = rows(sample(term.blend_head.eval()(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
+    low = rows(on_grid(output.decoder, (4, 6)))
+    high, inside = detail_on_grid(output.detail.feature, output.detail.boxes, (32, 48), (4, 6))
+    blend = rows(on_grid(term.blend_head.eval()(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
     label = b.label[:, 4::8, 4::8].flatten()
     assert inside[0].sum() == inside[1].sum() == 6 and label[inside.flatten()].unique().numel() > 2
     term.blend_head.train()
     torch.manual_seed(0)  # the head drops channels, as the decoder does
     again = term.on_source(b, output, 0)["cluda_source"]
     torch.manual_seed(0)
-    blend = rows(sample(term.blend_head(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
+    blend = rows(on_grid(term.blend_head(output.stages)[0].sigmoid(), (4, 6)))[:, 0]
     expected = multi_resolution_contrast(low, rows(high), label, torch.ones(48), blend, inside.flatten())
     torch.testing.assert_close(again, expected)
     loss.backward()
@@ -194,10 +194,10 @@ def test_released_variant_takes_road_for_the_outside_of_the_crop(project: Projec
     found = term.on_source(b, output, 0)["cluda_source"]
     torch.manual_seed(0)
     assert term.blend_head is not None and output.detail is not None
-    blend = rows(sample(term.blend_head(output.stages)[0].sigmoid(), (5, 7), corners=True))[:, 0]
+    blend = rows(on_grid(term.blend_head(output.stages)[0].sigmoid(), (5, 7), corners=True))[:, 0]
     label = b.label[:, torch.arange(5) * 32 // 5][:, :, torch.arange(7) * 48 // 7].flatten()
-    low = rows(sample(output.decoder, (5, 7), corners=True), position_major=True)
-    high, inside = sample_detail(output.detail.feature, output.detail.boxes, (32, 48), (5, 7), corners=True)
+    low = rows(on_grid(output.decoder, (5, 7), corners=True), position_major=True)
+    high, inside = detail_on_grid(output.detail.feature, output.detail.boxes, (32, 48), (5, 7), corners=True)
     high, m = rows(high, position_major=True), inside.flatten()
     assert (label[m] == 0).any()
     values = [multi_resolution_contrast(low, high, label, torch.ones(70), blend, k) for k in (m & (label != 0), m)]
@@ -273,7 +273,7 @@ def on_all_ranks(project: Project) -> list[dict[str, Tensor]]:
         student = network(run) if network else build_model(run.benchmark.model, len(run.classes))
         method = ranks.use_global_batch_norm(create(run, student)).train()
         b, mine = batch(), slice(ranks.rank() * 2 // ranks.world(), (ranks.rank() + 1) * 2 // ranks.world())
-        assert b.target is not None and isinstance(method, SelfTrainingStep)
+        assert b.target is not None and isinstance(method, SelfTrainingMethod)
         part = Batch(b.index[mine], b.image[mine], b.label[mine], b.target[mine])
         values = {}
         for losses in method.losses(part, 0):

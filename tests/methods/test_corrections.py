@@ -19,13 +19,13 @@ from torch import Tensor
 
 from tiny_project import ROOT, Project
 from udaseg import params
+from udaseg.classes import IGNORE, NAMES, class_space
 from udaseg.comparison import published, tables
-from udaseg.data.labels import IGNORE, NAMES, class_space
 from udaseg.engine.trainer import build
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, scores
 from udaseg.losses import bcl
-from udaseg.methods import augment
+from udaseg.methods.step import augment
 from udaseg.params import Params
 from udaseg.recipes.self_training import Blur, Jitter
 
@@ -218,7 +218,7 @@ def run_with(definition: str | None) -> params.Run:
     raw["methods"]["self_training"]["jitter"] = {"p": 0.8, "strength": 0.2} | (
         {"definition": definition} if definition else {}
     )
-    return params.check(raw).resolve("camvid_day2dusk", "self_training", 0)
+    return params.parse(raw).resolve("camvid_day2dusk", "self_training", 0)
 
 
 def native(method: str) -> params.Run:
@@ -244,7 +244,7 @@ def test_k4_native_keys_are_checked() -> None:
     with pytest.raises(
         UserError, match=r"methods\.pipa\.native: unknown key 'teacher_horizn'; did you mean 'teacher_horizon'"
     ):
-        params.check(raw)
+        params.parse(raw)
 
 
 @pytest.mark.parametrize(("method", "biased"), [("plca", True), ("plca-released", False)])

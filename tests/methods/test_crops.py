@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udaseg.methods.crops import best_corner, class_counts, crop_scores, cut
+from udaseg.methods.step.crops import best_corner, class_counts, crop_scores, cut
 from udaseg.params import Size
 
 

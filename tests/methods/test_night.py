@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from tiny_project import ROOT
-from udaseg.data.labels import class_space
+from udaseg.classes import class_space
 from udaseg.errors import UserError
-from udaseg.methods.night import class_weights, day_and_night, static_classes
+from udaseg.methods.step.night import class_weights, day_and_night, static_classes
 
 FREQUENCY = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["sepico-night"]["day_reference"]["frequency"]
 

@@ -20,17 +20,17 @@ from torch.utils.data import default_collate
 from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.data.labels import IGNORE
-from udaseg.data.pairs import overlap_cells
-from udaseg.data.prepared import find
+from udaseg.classes import IGNORE
+from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs
+from udaseg.data.two_crops import overlap_cells
 from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import parameter_groups
 from udaseg.errors import Interrupted, UserError
 from udaseg.losses.pipa import directions, pixel_contrast
 from udaseg.methods.base import Averaged, Batch, stream
-from udaseg.methods.pipa import Pipa, augmented, over_stages, running_statistics, to_grid
-from udaseg.methods.self_training import SelfTrainingStep
+from udaseg.methods.pipa import PipaTerm, augmented, over_stages, running_statistics, to_grid
+from udaseg.methods.self_training import SelfTrainingMethod
 from udaseg.models import Output
 
 BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
@@ -50,12 +50,12 @@ def pipa_project(project: Project, method: str = "pipa", **changes: Any) -> Proj
     return project
 
 
-def built() -> tuple[SelfTrainingStep, Pipa]:
+def built() -> tuple[SelfTrainingMethod, PipaTerm]:
     run = params.load("params.yaml").resolve("streets", "pipa", 0)
     method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingStep)
+    assert isinstance(method, SelfTrainingMethod)
     term = method.terms["pipa"]
-    assert isinstance(term, Pipa)
+    assert isinstance(term, PipaTerm)
     return method, term
 
 
@@ -66,15 +66,15 @@ def opinionated(*classifiers: nn.Module, std: float = 1.0) -> None:
         nn.init.normal_(classifier.weight, std=std, generator=torch.Generator().manual_seed(0))
 
 
-def batch_of(method: SelfTrainingStep, *numbers: int) -> Batch:
+def batch_of(method: SelfTrainingMethod, *numbers: int) -> Batch:
     run = method.run
-    source, target = ((find("streets", use), use.split) for use in params.uses(run.benchmark)[:2])
+    source, target = ((find_prepared("streets", use), use.split) for use in params.uses(run.benchmark)[:2])
     data = Pairs(method.views(), source, target, classes=run.classes, crop=run.train.crop,
                  rare_class=run.train.rare_class, seed=run.seed)  # fmt: skip
     return Batch.of(default_collate([data[n] for n in numbers]), torch.device("cpu"))
 
 
-def backward(method: SelfTrainingStep, batch: Batch, step: int = 0) -> dict[str, Tensor]:
+def backward(method: SelfTrainingMethod, batch: Batch, step: int = 0) -> dict[str, Tensor]:
     """All losses of a step; gradients stay in the parameters."""
     found: dict[str, Tensor] = {}
     for losses in method.losses(batch, step):
@@ -188,7 +188,7 @@ def test_pixel_loss_equals_loop(project: Project, block: str, anchors: int) -> N
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
-def naive_pixel_loss(term: Pipa, batch: Batch, output: Output) -> Tensor:
+def naive_pixel_loss(term: PipaTerm, batch: Batch, output: Output) -> Tensor:
     """Anchors looked for cell by cell; the contrast of them has a loop in tests/losses/test_pipa_losses.py."""
     p = term.pixel
     assert p is not None
@@ -245,7 +245,7 @@ def test_patch_loss_equals_loop(project: Project, negatives: str, masked: bool) 
         torch.testing.assert_close(*(torch.autograd.grad(x, e)[0] for x in (loss, expected)), rtol=1e-6, atol=1e-9)
 
 
-def drawn(term: Pipa, batch: Batch, e: Tensor, s: Tensor) -> list[tuple[Tensor, int]]:
+def drawn(term: PipaTerm, batch: Batch, e: Tensor, s: Tensor) -> list[tuple[Tensor, int]]:
     """What a step brings to the bank: embeddings and classes of three cells of each view."""
     cells = []
     for b, number in enumerate(batch.index):
@@ -255,7 +255,7 @@ def drawn(term: Pipa, batch: Batch, e: Tensor, s: Tensor) -> list[tuple[Tensor, 
 
 
 def naive_patch_loss(
-    term: Pipa, batch: Batch, e: Tensor, s: Tensor, bank: list[list[tuple[Tensor, int]]] | None, masked: bool
+    term: PipaTerm, batch: Batch, e: Tensor, s: Tensor, bank: list[list[tuple[Tensor, int]]] | None, masked: bool
 ) -> Tensor:
     """L1 + L2, cell by cell, on unmirrored maps; without a bank the negatives are those of the paper's figure."""
     p, side = term.patch, term.side

@@ -26,7 +26,7 @@ from udaseg.errors import Interrupted, UserError
 from udaseg.evaluation.evaluate import evaluate_run
 from udaseg.losses.plca import adaptive_smoothing, aggregated_features, feature_cycles, lovasz_softmax
 from udaseg.methods.base import Batch
-from udaseg.methods.plca import CycleAssociation, grid_of, mean_over_cycles, positions, resized
+from udaseg.methods.plca import PlcaMethod, grid_of, mean_over_cycles, positions, resized
 
 BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 VARIANTS = [name for name in BLOCKS if name.split("-")[0] == "plca"]
@@ -52,9 +52,9 @@ def run_of(project: Project, name: str = "plca") -> params.Run:
     return params.load(project.folder / "params.yaml").resolve("streets", name, 0)
 
 
-def method_of(project: Project, name: str = "plca") -> CycleAssociation:
+def method_of(project: Project, name: str = "plca") -> PlcaMethod:
     found = trainer.build(run_of(project, name), torch.device("cpu"))
-    assert isinstance(found, CycleAssociation)
+    assert isinstance(found, PlcaMethod)
     return found
 
 

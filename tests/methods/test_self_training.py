@@ -12,18 +12,18 @@ from tiny_project import Project
 from udaseg import params
 from udaseg.engine.trainer import build
 from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
-from udaseg.methods.self_training import SelfTrainingStep
+from udaseg.methods.self_training import SelfTrainingMethod
 
 
 @pytest.fixture
-def method(project: Project) -> SelfTrainingStep:
+def method(project: Project) -> SelfTrainingMethod:
     project.set("benchmarks/streets/init", {"default": "none"})
     project.set("methods/self_training/jitter", {"p": 0.0, "strength": 0.2})
     project.set("methods/self_training/blur", {"p": 0.0, "sigma": [0.15, 1.15]})
     project.set("benchmarks/streets/train/border", {"top": 0.25, "bottom": 0.0})
     run = params.load("params.yaml").resolve("streets", "self_training", 0)
     found = build(run, torch.device("cpu"))
-    assert isinstance(found, SelfTrainingStep)
+    assert isinstance(found, SelfTrainingMethod)
     return found
 
 
@@ -34,7 +34,7 @@ def batch() -> Batch:
     return Batch([6, 7], torch.rand(2, 3, 32, 48, generator=g), label, torch.rand(2, 3, 32, 48, generator=g))
 
 
-def test_mix_pastes_half_of_the_classes_with_weight_one(method: SelfTrainingStep) -> None:
+def test_mix_pastes_half_of_the_classes_with_weight_one(method: SelfTrainingMethod) -> None:
     b = batch()
     assert b.target is not None
     b.pseudo, b.weight = pseudo, q = method.pseudo_labels(b)
@@ -93,7 +93,7 @@ class Counting(Term):
         self.seen.append("after")
 
 
-def test_terms_are_called_in_order(method: SelfTrainingStep) -> None:
+def test_terms_are_called_in_order(method: SelfTrainingMethod) -> None:
     term = Counting(method.student, method.run)
     method.terms["counting"] = term
     passes = [sorted(losses) for losses in method.losses(batch(), 0)]
@@ -111,7 +111,7 @@ def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> N
     project.set("benchmarks/streets/model/weights", "resnet10t.safetensors")
     run = params.load("params.yaml").resolve("streets", "self_training", 0)
     found = build(run, torch.device("cpu"))
-    assert isinstance(found, SelfTrainingStep)
+    assert isinstance(found, SelfTrainingMethod)
     assert not any("frozen" in name for name in found.state_dict())
     b = batch()
     b.label[:] = 13  # cars everywhere: every cell counts

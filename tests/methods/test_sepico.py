@@ -20,8 +20,8 @@ from udaseg.engine import runtime, trainer, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.losses.segmentation import cell_labels
 from udaseg.methods.base import Batch
-from udaseg.methods.self_training import SelfTrainingStep
-from udaseg.methods.sepico import SePiCo
+from udaseg.methods.self_training import SelfTrainingMethod
+from udaseg.methods.sepico import SepicoTerm
 
 BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 LOSSES = {f"sepico_{domain}{name}" for domain in ("source", "target") for name in ("", "_regulariser")}
@@ -43,12 +43,12 @@ def sepico(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     return make
 
 
-def built(project: Project) -> tuple[SelfTrainingStep, SePiCo]:
+def built(project: Project) -> tuple[SelfTrainingMethod, SepicoTerm]:
     run = params.load(project.folder / "params.yaml").resolve("streets", "sepico", 0)
     method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingStep)
+    assert isinstance(method, SelfTrainingMethod)
     term = method.terms["sepico"]
-    assert isinstance(term, SePiCo)
+    assert isinstance(term, SepicoTerm)
     return method, term
 
 
@@ -61,7 +61,7 @@ def batch(seed: int = 0) -> Batch:
     return Batch([2 * seed, 2 * seed + 1], image, label, target, corners=corners)
 
 
-def passes(method: SelfTrainingStep, b: Batch, step: int) -> dict[str, Tensor]:
+def passes(method: SelfTrainingMethod, b: Batch, step: int) -> dict[str, Tensor]:
     return {name: loss for losses in method.losses(b, step) for name, loss in losses.items()}
 
 
@@ -200,7 +200,7 @@ def test_off_twin_has_the_recipe_without_the_term(sepico: Callable[..., Project]
     project.set("methods/sepico", BLOCKS["sepico-off"])
     run = params.load("params.yaml").resolve("streets", "sepico", 0)
     method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingStep) and not method.terms
+    assert isinstance(method, SelfTrainingMethod) and not method.terms
     assert set(passes(method, batch(), 3)) == {"source", "mixed"}
 
 
@@ -235,12 +235,12 @@ def test_night_recipe_weighs_classes_and_asks_the_day(sepico: Callable[..., Proj
     weighed = method.student.loss(method.student(b.image), b.label, weight)
     assert weighed.item() != plain.item()
 
-    views = SelfTrainingStep.test_views(method.run, method.student)
+    views = SelfTrainingMethod.test_views(method.run, method.student)
     method.student.eval()
     logits = method.student.predict(b.image, (32, 48))
     a = views["class_weighted"](b.image, (32, 48)).exp() / logits.softmax(dim=1)
     assert a[0, :, 0, 0].tolist() == pytest.approx([1 + 0.16 * (w - 1) / 0.05 for w in WEIGHTS], abs=2e-4)
-    assert not SelfTrainingStep.test_views(built(sepico("plain"))[0].run, method.student)
+    assert not SelfTrainingMethod.test_views(built(sepico("plain"))[0].run, method.student)
 
 
 WEIGHTS = [0.9041, 0.9542, 0.9175, 1.0162, 1.0081, 0.9988, 1.0482, 1.0210, 0.9275, 1.0004,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from udaseg.methods.static_labels import (
+from udaseg.methods.step.static_labels import (
     LEVELS,
     confidence_level,
     label_images,

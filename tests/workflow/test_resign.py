@@ -129,6 +129,10 @@ def test_how_far_a_history_is_compared() -> None:
 
 def test_a_recorded_number_is_compared_with_all_its_digits() -> None:
     value = 0.12345678358
-    assert resign.same(value, "0.123456784") and resign.same(value, "0.123457")
-    assert not resign.same(value, "0.123456785") and not resign.same(value, "0.123458") and not resign.same(value, "")
-    assert resign.same(10, "10") and not resign.same(10, "11")
+    assert resign.same_number(value, "0.123456784") and resign.same_number(value, "0.123457")
+    assert (
+        not resign.same_number(value, "0.123456785")
+        and not resign.same_number(value, "0.123458")
+        and not resign.same_number(value, "")
+    )
+    assert resign.same_number(10, "10") and not resign.same_number(10, "11")

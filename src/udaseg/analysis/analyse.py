@@ -11,8 +11,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from udaseg import ranks
-from udaseg.analysis import measures, sample
-from udaseg.analysis.sample import SOURCE, TARGET, Sample
+from udaseg.analysis import measures
+from udaseg.analysis.cells import SOURCE, TARGET, Cells, draw_cells, first
 from udaseg.analysis.tsne import embed
 from udaseg.artifacts import write_json, writing
 from udaseg.engine import runtime
@@ -45,7 +45,7 @@ def analyse_run(run: Run) -> str:
 def _analyse(run: Run, device: torch.device) -> str:
     p = run.params.analysis
     network = load_run(run, device).student
-    cells, left_out = sample.draw(run, network, device)
+    cells, left_out = draw_cells(run, network, device)
     rows = few(cells, p.tsne.per_class)
     with threadpool_limits(1):  # quick enough, and the same bits whatever the number of cores
         values = measures_of(cells, run.classes.names, p) | {"left_out": list(left_out)}
@@ -57,7 +57,7 @@ def _analyse(run: Run, device: torch.device) -> str:
     return table(run, values, left_out)
 
 
-def measures_of(cells: Sample, names: tuple[str, ...], p: Analysis) -> dict[str, Any]:
+def measures_of(cells: Cells, names: tuple[str, ...], p: Analysis) -> dict[str, Any]:
     """analysis.json without `left_out`, from what features.npz holds and the names of the benchmark's classes."""
     present, label = np.unique(cells.label, return_inverse=True)
     source, target = (cells.domain == domain for domain in (SOURCE, TARGET))
@@ -83,10 +83,10 @@ def plain(value: Any) -> Any:
     return None if math.isnan(value) else round(value, DIGITS)
 
 
-def few(cells: Sample, most: int) -> np.ndarray:
+def few(cells: Cells, most: int) -> np.ndarray:
     """Rows of the first `most` cells of each class and domain; they are stored in random order."""
     group = cells.domain.astype(int) * 256 + cells.label
-    return sample.first(group, np.arange(len(group)), np.full(512, most))
+    return first(group, np.arange(len(group)), np.full(512, most))
 
 
 def wide(feature: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from udaseg.data.labels import NAMES
+from udaseg.classes import NAMES
 from udaseg.params import Benchmark, Model
 
 SCORES = ("miou", "miou16", "miou13")

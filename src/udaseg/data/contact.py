@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from udaseg import artifacts
-from udaseg.data.labels import NAMES, ClassSpace, class_space
+from udaseg.classes import NAMES, ClassSpace, class_space
 from udaseg.data.prepared import Prepared, Sample
 
 WIDTH = 384  # of one picture, in pixels

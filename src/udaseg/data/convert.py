@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from udaseg import artifacts
-from udaseg.data.labels import IGNORE
-from udaseg.data.samples import Encoding, Item
+from udaseg.classes import IGNORE
+from udaseg.data.found import Encoding, Item
 from udaseg.errors import UserError
 from udaseg.params import Size
 

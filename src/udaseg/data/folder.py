@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from udaseg.checking import nearest
-from udaseg.data.labels import IGNORE, class_space
-from udaseg.data.samples import Encoding, Found, Item
+from udaseg.classes import IGNORE, class_space
+from udaseg.data.found import Encoding, Found, Item
 from udaseg.errors import UserError
 from udaseg.params import Dataset
 
@@ -17,7 +17,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".g
 VOID = "void"  # a name in `ids` for values that no class owns
 
 
-def find(where: str, dataset: Dataset, root: Path) -> Found:
+def find_in_folder(where: str, dataset: Dataset, root: Path) -> Found:
     """Images below `root`, and their labels by name.
 
     `images` and `labels` are paths below root. `{split}` stands for the split, `*` for anything within one folder name; what

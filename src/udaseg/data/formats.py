@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from udaseg.classes import CITYSCAPES, IGNORE, NAMES
 from udaseg.data import archives, camvid, folder
-from udaseg.data.labels import CITYSCAPES, IGNORE, NAMES
-from udaseg.data.samples import Encoding, Found, Item, Scene
+from udaseg.data.found import Encoding, Found, Item, Scene
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset
 
@@ -57,7 +57,7 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
-def find(name: str, dataset: Dataset) -> Found:
+def find_delivered(name: str, dataset: Dataset) -> Found:
     """The samples of a data set, without those that it excludes.
 
     Raises:
@@ -70,9 +70,9 @@ def find(name: str, dataset: Dataset) -> Found:
         raise UserError(f"params.yaml: {where}.root is missing; name the folder that holds the data set")
     root = Path(dataset.root)
     if dataset.format == "camvid":
-        found = camvid.find(root)
+        found = camvid.find_camvid(root)
     elif dataset.format == "folder":
-        found = folder.find(where, dataset, root)
+        found = folder.find_in_folder(where, dataset, root)
     else:
         found = Found(licensed(dataset.format, root), ENCODINGS[dataset.format])
     kept = {

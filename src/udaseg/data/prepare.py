@@ -20,11 +20,11 @@ from typing import Any
 
 from udaseg import artifacts, identity
 from udaseg.checking import essential
+from udaseg.classes import IGNORE
 from udaseg.data import convert, formats, parallel
 from udaseg.data.contact import contact_sheet
-from udaseg.data.labels import IGNORE
+from udaseg.data.found import Found
 from udaseg.data.prepared import FORMAT, Prepared
-from udaseg.data.samples import Found
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset, Params, Size, uses, without
 
@@ -70,7 +70,7 @@ def prepare_dataset(
     recipe = recipe_of(dataset, size)
     if splits is not None and _is_complete(folder, name, recipe, splits) and not _may_have_changed(dataset):
         return folder
-    found = formats.find(name, dataset)
+    found = formats.find_delivered(name, dataset)
     _prepare(name, dataset, size, folder, found, _chosen(name, dataset, found, splits), jobs, [])
     return folder
 
@@ -104,7 +104,7 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
             if complete and not _may_have_changed(dataset):
                 source = Prepared(folder)
             else:
-                source = formats.find(dataset_name, dataset)
+                source = formats.find_delivered(dataset_name, dataset)
                 todo[prepared] = source, _chosen(dataset_name, dataset, source, splits)
         except UserError as error:
             problems.append(str(error))

@@ -144,7 +144,7 @@ class Prepared:
         return self.__dict__ | {"_zips": {}}
 
 
-def find(benchmark: str, use: Use, root: Path = Path("data")) -> Prepared:
+def find_prepared(benchmark: str, use: Use, root: Path = Path("data")) -> Prepared:
     """The prepared data that a benchmark uses.
 
     Raises:

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from udaseg.data.labels import IGNORE, ClassSpace
+from udaseg.classes import IGNORE, ClassSpace
 from udaseg.data.prepared import Prepared, Sample
 from udaseg.errors import UserError
 from udaseg.params import RareClass, Size
 
 if TYPE_CHECKING:
-    from udaseg.data.pairs import PairViews
+    from udaseg.data.two_crops import PairViews
 
 REDRAWS = 10  # DAFormer: both for cat_max_ratio and for the rare class
 CANDIDATES = 10  # SePiCo: crops of a target image to choose from

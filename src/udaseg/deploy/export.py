@@ -65,12 +65,12 @@ def export(model: Path, out: Path | None, *, size: Size | None) -> str:
     lines = []
     for name, shapes, free in ((f"{model.stem}-{size}", fixed, False), (model.stem, several, True)):
         try:
-            made = build(trained, shapes[0], free=free)
+            made = program_of(trained, shapes[0], free=free)
         except FixedOnly as reason:
             log.info("only programs of fixed size: %s", reason)
             continue
         for ending, blob in made.items():
-            share = check(f"{name}{ending}", runner(ending, blob), trained.student, shapes)
+            share = compare_program(f"{name}{ending}", runner(ending, blob), trained.student, shapes)
             tried = ", ".join(f"{b}x3x{h}x{w}" for b, h, w in shapes)
             lines.append(f"{name}{ending}: within {share:.1e} of the model's largest logit, tried at {tried}")
         programs |= {f"{name}{ending}": blob for ending, blob in made.items()}
@@ -147,7 +147,7 @@ def exportable(network: Segmenter) -> Segmenter:
     return network
 
 
-def build(trained: Trained, shape: Shape, *, free: bool) -> dict[str, bytes]:
+def program_of(trained: Trained, shape: Shape, *, free: bool) -> dict[str, bytes]:
     """The program as bytes, by file ending. Both hold the model file's header.
 
     Raises:
@@ -222,7 +222,7 @@ def runner(ending: str, blob: bytes) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def check(name: str, run: Callable[[Tensor], Tensor], network: Segmenter, shapes: Iterable[Shape]) -> float:
+def compare_program(name: str, run: Callable[[Tensor], Tensor], network: Segmenter, shapes: Iterable[Shape]) -> float:
     """The largest difference from the network on random images, as a share of the largest logit.
 
     Raises:

@@ -26,9 +26,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from udaseg.artifacts import check_folder, write_text, writing
+from udaseg.classes import ClassSpace
 from udaseg.data.convert import UNREADABLE, fit
 from udaseg.data.folder import IMAGES
-from udaseg.data.labels import ClassSpace
 from udaseg.devices import choose
 from udaseg.errors import UserError
 from udaseg.evaluation import inference
@@ -67,11 +67,11 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
     """
     for kind in ENDINGS:
         check_folder(out / kind)
-    names = find(images, out)
+    names = find_images(images, out)
     trained = load(model, choose(device, "--device"))
     write_text(out / "classes.csv", legend(trained.classes))
     labeller = Labeller(trained, size or trained.size, probabilities=probabilities)
-    save = functools.partial(write, out=out, names=names, palette=trained.classes.palette())
+    save = functools.partial(write_answer, out=out, names=names, palette=trained.classes.palette())
     began = time.perf_counter()
     done = sum(1 for _ in counted(labeller.run(names, save), len(names)))
     seconds = time.perf_counter() - began
@@ -95,7 +95,7 @@ def counted(items: Iterable[T], total: int) -> Iterator[T]:
 # --- which files ----------------------------------------------------------------------------------------------------
 
 
-def find(images: Iterable[Path], out: Path) -> dict[Path, PurePath]:
+def find_images(images: Iterable[Path], out: Path) -> dict[Path, PurePath]:
     """The images and the names of their results: the path below the folder that was given, without its ending.
 
     Raises:
@@ -187,7 +187,7 @@ class Labeller:
                 yield future.result()
 
     def photos(self, files: Iterable[Path]) -> Iterator[Photo]:
-        for found in ahead(functools.partial(read, size=self.size), files, decoders(self.trained.device)):
+        for found in ahead(functools.partial(read_photo, size=self.size), files, decoders(self.trained.device)):
             if isinstance(found, Photo):
                 yield found
             else:
@@ -215,7 +215,7 @@ class Labeller:
         return inference.from_test(student.predict, self.trained.test)(images, size).float()
 
 
-def read(path: Path, size: Size) -> Photo | str:
+def read_photo(path: Path, size: Size) -> Photo | str:
     """The image, or in a few words why it is none."""
     try:
         with Image.open(path) as opened:
@@ -279,7 +279,7 @@ def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def write(answer: Answer, *, out: Path, names: dict[Path, PurePath], palette: np.ndarray) -> None:
+def write_answer(answer: Answer, *, out: Path, names: dict[Path, PurePath], palette: np.ndarray) -> None:
     """All files of one image.
 
     Raises:

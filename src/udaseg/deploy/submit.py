@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from udaseg.artifacts import check_folder, writing
+from udaseg.classes import CITYSCAPES, NAMES
 from udaseg.data.convert import LABEL_LEVEL, UNREADABLE, png
 from udaseg.data.formats import CITIES, EXPECTED
-from udaseg.data.labels import CITYSCAPES, NAMES
 from udaseg.deploy.predict import Answer, Labeller, counted
 from udaseg.devices import choose
 from udaseg.errors import UserError
@@ -112,7 +112,7 @@ def submit(model: Path, images: Path, server: str, out: Path, *, device: str) ->
             f"{model}: found the classes {', '.join(trained.classes.names)}; the server wants the 19 of Cityscapes: take a "
             f"model of a benchmark with `classes: cityscapes19`"
         )
-    files = find(images, server, wanted)
+    files = find_test_images(images, server, wanted)
     labeller = Labeller(trained, trained.size, probabilities=wanted.confidence is not None)
     began = time.perf_counter()
     with writing(out) as temporary:
@@ -122,14 +122,14 @@ def submit(model: Path, images: Path, server: str, out: Path, *, device: str) ->
                     archive.writestr(zipfile.ZipInfo(name), data)  # dated 1980: equal labels give equal bytes
         if labeller.unusable:
             raise UserError(f"{labeller.unusable[0]}: cannot be labelled; fetch the file again; nothing was written")
-        check(temporary, files, wanted)
+        check_archive(temporary, files, wanted)
     return (
         f"{out}: {len(files)} test images of {server} in {time.perf_counter() - began:.0f} s; checked: names, "
         f"number, sizes, modes and ids"
     )
 
 
-def find(folder: Path, server: str, wanted: Server) -> list[Path]:
+def find_test_images(folder: Path, server: str, wanted: Server) -> list[Path]:
     """The test images, sorted by name.
 
     Raises:
@@ -176,7 +176,7 @@ def pack(answer: Answer, *, wanted: Server) -> list[tuple[str, bytes]]:
     return members
 
 
-def check(path: Path, files: Iterable[Path], wanted: Server) -> None:
+def check_archive(path: Path, files: Iterable[Path], wanted: Server) -> None:
     """Read the finished archive as the server will.
 
     Raises:

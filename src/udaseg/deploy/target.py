@@ -91,7 +91,7 @@ def sizes_of(folder: Path, name: str) -> Counter[tuple[int, int]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: found no such folder; name the folder that holds your photographs")
-    found = folders.find(f"datasets.{name}", Dataset("folder", str(folder)), folder)
+    found = folders.find_in_folder(f"datasets.{name}", Dataset("folder", str(folder)), folder)
     sizes: Counter[tuple[int, int]] = Counter()
     problems = []
     for item in found.splits["train"]:
@@ -193,7 +193,7 @@ def check_new(
         found = None
     if found != expected:
         raise UserError(LAYOUT)
-    params.check(found)
+    params.parse(found)
 
 
 def summary(p: Params, folder: Path, sizes: Counter[tuple[int, int]], size: Size, name: str, like: str) -> str:

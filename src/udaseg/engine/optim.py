@@ -46,7 +46,7 @@ def learning_rate(step: int, steps: int, lr: float, p: Schedule) -> float:
     docs/methods/bcl.md, 5_10 of plca.md).
     """
     length = steps / p.rounds
-    done = min(step * p.rounds // steps, p.rounds - 1)  # the round, as rounds.number
+    done = min(step * p.rounds // steps, p.rounds - 1)  # the round, as rounds.round_of
     rate = lr * p.factor**done * max(0.0, 1 - (step - done * length) / (p.horizon * length)) ** p.power
     warmup = round(p.warmup * steps)
     if step < warmup:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from udaseg import ranks
 from udaseg.artifacts import file_hash, writing
-from udaseg.data.labels import IGNORE
-from udaseg.data.prepared import find
+from udaseg.classes import IGNORE
+from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
 from udaseg.methods.base import Method
 from udaseg.params import Run, uses
@@ -29,33 +29,33 @@ def first_step(number: int, steps: int, rounds: int) -> int:
     return -(-number * steps // rounds)
 
 
-def number(step: int, steps: int, rounds: int) -> int:
+def round_of(step: int, steps: int, rounds: int) -> int:
     """The round that `step` belongs to, from 0."""
     return step * rounds // steps
 
 
 def begins(step: int, steps: int, rounds: int) -> bool:
     """Whether a round begins at `step`; more rounds than steps skip some."""
-    return rounds > 0 and (step == 0 or number(step, steps, rounds) > number(step - 1, steps, rounds))
+    return rounds > 0 and (step == 0 or round_of(step, steps, rounds) > round_of(step - 1, steps, rounds))
 
 
 def end(step: int, steps: int, rounds: int) -> int:
     """The step behind the last one of the round that `step` belongs to."""
-    return first_step(number(step, steps, rounds) + 1, steps, rounds) if rounds else steps
+    return first_step(round_of(step, steps, rounds) + 1, steps, rounds) if rounds else steps
 
 
-def path(restart: Path, number: int) -> Path:
+def labels_path(restart: Path, number: int) -> Path:
     return restart / f"labels{number}.npy"
 
 
 def label(run: Run, method: Method, restart: Path, number: int, device: torch.device) -> str:
     """Label all training images of the target; returns the file's hash. All ranks call it together."""
     use = uses(run.benchmark)[1]
-    prepared = find(run.benchmark_name, use)
+    prepared = find_prepared(run.benchmark_name, use)
     samples = prepared.samples(use.split)
     width, height = (max(sample.image_size[k] for sample in samples) for k in (0, 1))
     shape = (len(samples), height, width)
-    home = path(restart, number)
+    home = labels_path(restart, number)
 
     def images() -> Iterator[tuple[int, Tensor]]:
         for n in range(ranks.rank(), len(samples), ranks.world()):
@@ -80,15 +80,15 @@ def label(run: Run, method: Method, restart: Path, number: int, device: torch.de
             shared.replace(temporary)
         log.info("round %d: %.1f %% of the pixels labelled", number, 100 * known)
         for old in restart.glob("labels*.npy"):
-            if old not in (home, path(restart, number - 1)):
+            if old not in (home, labels_path(restart, number - 1)):
                 old.unlink()
     ranks.wait()
     return file_hash(home)
 
 
-def check(restart: Path, number: int, expected: str) -> None:
+def check_labels(restart: Path, number: int, expected: str) -> None:
     """Raises UserError if the round's labels are not those that the restart state was trained with."""
-    home = path(restart, number)
+    home = labels_path(restart, number)
     if not home.exists() or file_hash(home) != expected:
         raise UserError(
             f"{home}: {'damaged' if home.exists() else 'not found'}; expected the labels of round {number} that belong to the "

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from udaseg import ranks
-from udaseg.data.prepared import find
+from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, rounds, runtime
 from udaseg.engine.optim import learning_rate, set_learning_rate
@@ -110,11 +110,11 @@ class Loop:
     def begin_round(self) -> Iterator[dict[str, Tensor]]:
         """The pairs from here on. At the first step of a round the training images of the target are labelled anew."""
         if self.method.rounds:
-            number = rounds.number(self.step, self.p.steps, self.method.rounds)
+            number = rounds.round_of(self.step, self.p.steps, self.method.rounds)
             if rounds.begins(self.step, self.p.steps, self.method.rounds):
                 self.labels = rounds.label(self.run, self.method, self.restart, number, self.device)
             else:
-                rounds.check(self.restart, number, self.labels)
+                rounds.check_labels(self.restart, number, self.labels)
         return iter(self.loader())
 
     def advance(self, batches: Iterator[dict[str, Tensor]]) -> None:
@@ -164,7 +164,9 @@ class Loop:
         )
 
     def loader(self) -> DataLoader[dict[str, Tensor]]:
-        source, target = ((find(self.run.benchmark_name, use), use.split) for use in uses(self.run.benchmark)[:2])
+        source, target = (
+            (find_prepared(self.run.benchmark_name, use), use.split) for use in uses(self.run.benchmark)[:2]
+        )
         dataset = Pairs(
             self.method.views(),
             source,
@@ -173,7 +175,7 @@ class Loop:
             crop=self.p.crop,
             rare_class=self.p.rare_class,
             seed=self.run.seed,
-            static=rounds.path(self.restart, rounds.number(self.step, self.p.steps, self.method.rounds)),
+            static=rounds.labels_path(self.restart, rounds.round_of(self.step, self.p.steps, self.method.rounds)),
         )
         steps = Steps(
             self.step,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from udaseg import ranks
 from udaseg.artifacts import write_json, write_text
-from udaseg.data.labels import OTHER, ClassSpace
-from udaseg.data.prepared import Prepared, Sample, find
+from udaseg.classes import OTHER, ClassSpace
+from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.engine import runtime
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, inference, predictions, scores
@@ -121,7 +121,7 @@ def count(
 
     `recorder` takes what this rank's images show in the view "".
     """
-    prepared = find(run.benchmark_name, use)
+    prepared = find_prepared(run.benchmark_name, use)
     samples = samples_of(prepared, use)
     mine = samples[ranks.rank() :: ranks.world()]
     watch = watcher(f"{use.dataset}/{use.split}", len(mine), device) if watcher else None

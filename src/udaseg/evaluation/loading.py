@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE, ClassSpace
+from udaseg.classes import IGNORE, ClassSpace
 from udaseg.data.prepared import Prepared, Sample
 from udaseg.errors import UserError
 from udaseg.params import Use

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from udaseg.artifacts import write_text, writing
-from udaseg.data.labels import ClassSpace
+from udaseg.classes import ClassSpace
 
 if TYPE_CHECKING:  # figures read predictions without torch, which takes seconds to import
     from torch import Tensor

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udaseg.data.labels import ClassSpace
+from udaseg.classes import ClassSpace
 
 
 def iou(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from udaseg.data.labels import ClassSpace
+from udaseg.classes import ClassSpace
 from udaseg.figures import files
 from udaseg.figures.gains import setting
 from udaseg.figures.style import (

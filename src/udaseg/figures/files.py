@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from udaseg.artifacts import read_json
+from udaseg.classes import OTHER
 from udaseg.comparison.compare import read_metrics
-from udaseg.data.labels import OTHER
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from udaseg.classes import class_space
 from udaseg.comparison import tables
 from udaseg.comparison.compare import REFERENCE
 from udaseg.comparison.published import backbone_of
-from udaseg.data.labels import class_space
 from udaseg.figures import files
 from udaseg.figures.style import EDGE, GREY, SINGLE, Colour, colours, dark, method_rows, note, signed, statement
 from udaseg.params import Params

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from udaseg.classes import IGNORE
 from udaseg.comparison.compare import REFERENCE
-from udaseg.data.labels import IGNORE
-from udaseg.data.prepared import Prepared, Sample, find
+from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.evaluation.predictions import reduced
 from udaseg.figures import files
 from udaseg.figures.gains import setting
@@ -73,7 +73,7 @@ def image_scores(runs: list[Run]) -> dict[str, dict[str, float]]:
 def images_of(p: Params, benchmark: str, run: Run, names: list[str]) -> tuple[Prepared, list[Sample]]:
     """The first evaluation set and its samples of these names."""
     use = next(use for use in uses(p.benchmarks[benchmark]) if use.role == "evaluate")
-    prepared = find(benchmark, use)
+    prepared = find_prepared(benchmark, use)
     samples = {sample.name: sample for sample in prepared.samples(use.split)}
     if unknown := [name for name in names if name not in samples]:
         raise files.damaged(run.folder / "images.csv", f"{unknown[0]} is no image of {use.split}", run, "evaluate")

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from udaseg.artifacts import writing
-from udaseg.data.labels import ClassSpace
+from udaseg.classes import ClassSpace
 from udaseg.recipes import papers
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one and two columns of a page

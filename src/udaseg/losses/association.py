@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.losses.segmentation import fp32
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.losses.segmentation import fp32
 
 CHUNK = 512  # anchors whose similarities to all rows are in memory at a time
@@ -206,7 +206,7 @@ def label_points(cells: int, length: int, device: torch.device, *, corners: bool
     return index * length // cells if corners else (2 * index + 1) * length // (2 * cells)
 
 
-def sample_labels(label: Tensor, cells: tuple[int, int], *, corners: bool = False) -> Tensor:
+def labels_on_grid(label: Tensor, cells: tuple[int, int], *, corners: bool = False) -> Tensor:
     """(B, H, W) labels at the grid points: (B, g_h, g_w)."""
     rows, columns = (
         label_points(n, side, label.device, corners=corners) for n, side in zip(cells, label.shape[-2:], strict=True)
@@ -214,7 +214,7 @@ def sample_labels(label: Tensor, cells: tuple[int, int], *, corners: bool = Fals
     return label[:, rows[:, None], columns]
 
 
-def sample(maps: Tensor, cells: tuple[int, int], *, corners: bool = False) -> Tensor:
+def on_grid(maps: Tensor, cells: tuple[int, int], *, corners: bool = False) -> Tensor:
     """(B, D, h, w) maps at the grid points, bilinear: (B, D, g_h, g_w).
 
     Two small matrix products: on CUDA the backward of interpolation adds with atomics, theirs is deterministic.
@@ -226,7 +226,7 @@ def sample(maps: Tensor, cells: tuple[int, int], *, corners: bool = False) -> Te
     return _apply(across, maps, down)
 
 
-def sample_detail(
+def detail_on_grid(
     maps: Tensor, boxes: Tensor, size: tuple[int, int], cells: tuple[int, int], *, corners: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Detail features at the grid points of the whole image, zero outside the crop, and which points lie inside.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.losses.segmentation import fp32
 
 ROWS = 1024  # queries whose similarities to all keys are held at once

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 
 
 def fp32(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.losses.segmentation import fp32
 
 TILE = 256  # anchors of one class that meet their bank in one matrix product

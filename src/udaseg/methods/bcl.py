@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses import bcl
 from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.base import Batch, Images, Losses, Method
-from udaseg.methods.static_labels import label_images
+from udaseg.methods.step.static_labels import label_images
 from udaseg.models import Output, Segmenter
 from udaseg.models.stems import with_own_stem
 from udaseg.params import Run
@@ -37,7 +37,7 @@ from udaseg.recipes import bcl as recipe
 STRIDE = 8  # of DeepLab-V2, where the paper contrasts; finer maps are averaged to it
 
 
-class Bcl(Method):
+class BclMethod(Method):
     """`student` is the network that is scored; with `split_stem` the source has its own copy of the first layers.
 
     Attributes:
@@ -181,4 +181,4 @@ class Bcl(Method):
         self.train(was_training)
 
 
-METHOD = Bcl
+METHOD = BclMethod

@@ -6,7 +6,7 @@ fused multi-level feature; no projection, no memory bank, no prototypes. Network
 loss (C4).
 
 (C1), (C2) -> losses.cluda.pair_loss, pixel_contrast    (C3), (C4) -> `blend_head`, multi_resolution_contrast there
-(C5) grid -> losses.cluda.sample, sample_labels, sample_detail      (C6) weights -> `mix` of methods.self_training
+(C5) grid -> losses.cluda.on_grid, labels_on_grid, detail_on_grid      (C6) weights -> `mix` of methods.self_training
 (C7), (C8) detail crop -> losses.cluda.entropy, uncertain_boxes, `boxes`      (C9) total -> `on_source`, `on_mixed`
 shapes: B images, D feature channels, H W image size, N grid positions of the global batch
 """
@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.errors import UserError
 from udaseg.losses.cluda import (
+    detail_on_grid,
     entropy,
+    labels_on_grid,
     multi_resolution_contrast,
+    on_grid,
     pixel_contrast,
     rows,
-    sample,
-    sample_detail,
-    sample_labels,
     uncertain_boxes,
 )
 from udaseg.methods.base import Batch, Losses, Term, stream
@@ -96,18 +96,18 @@ class CludaTerm(Term):
             """(B, D, h, w) of this rank to (N, D) of all; the released order of features is not that of their labels (D1)."""
             return rows(ranks.gathered(maps), position_major=feature and self.released)
 
-        y = everyone(sample_labels(label, cells, corners=corners)[:, None])[:, 0]
+        y = everyone(labels_on_grid(label, cells, corners=corners)[:, None])[:, 0]
         if self.released:
             y = torch.where(y == IGNORE, self.classes, y)  # D4: one class more
-        w = everyone(sample(weight[:, None], cells, corners=corners))[:, 0]
+        w = everyone(on_grid(weight[:, None], cells, corners=corners))[:, 0]
         anchors, temperature = self.anchors(batch, cells[0] * cells[1], images, y.device), self.p.temperature
-        low = everyone(sample(self.embed_head(output.feature), cells, corners=corners), feature=True)
+        low = everyone(on_grid(self.embed_head(output.feature), cells, corners=corners), feature=True)
         if self.blend_head is None:
             return pixel_contrast(low, y, w, anchors=anchors, temperature=temperature)
 
         detail: Detail = output.detail
-        high, inside = sample_detail(self.embed_head(detail.feature), detail.boxes, size, cells, corners=corners)
-        blend = sample(self.blend_head(output.stages)[0].sigmoid(), cells, corners=corners)
+        high, inside = detail_on_grid(self.embed_head(detail.feature), detail.boxes, size, cells, corners=corners)
+        blend = on_grid(self.blend_head(output.stages)[0].sigmoid(), cells, corners=corners)
         m = everyone(inside[:, None].long())[:, 0] > 0
         if self.released:
             m &= y != 0  # D3: class 0, road, is taken for the outside of the crop

@@ -1,10 +1,10 @@
 """The oracle: the same training on labelled target images, the ceiling of every comparison."""
 
-from udaseg.methods.source_only import SourceOnly
+from udaseg.methods.source_only import SourceOnlyMethod
 
 
-class Oracle(SourceOnly):
+class OracleMethod(SourceOnlyMethod):
     labelled = "target"
 
 
-METHOD = Oracle
+METHOD = OracleMethod

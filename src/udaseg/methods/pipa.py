@@ -31,14 +31,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as TF
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
-from udaseg.data.pairs import STRIDE, PairViews
+from udaseg.classes import IGNORE
 from udaseg.data.sampling import Views
+from udaseg.data.two_crops import STRIDE, PairViews
 from udaseg.errors import UserError
 from udaseg.losses import pipa as losses
 from udaseg.losses.segmentation import fp32, nearest_labels, resized
-from udaseg.methods.augment import colour_jitter, gaussian_blur
 from udaseg.methods.base import Batch, Host, Losses, Term, stream
+from udaseg.methods.step.augment import colour_jitter, gaussian_blur
 from udaseg.models import Output, Segmenter
 from udaseg.models.heads import over_stages
 from udaseg.params import Run
@@ -49,7 +49,7 @@ from udaseg.recipes.self_training import SelfTraining
 BLUR_SIGMA = 1.1  # OpenCV's for the released 5 x 5 kernel
 
 
-class Pipa(Term):
+class PipaTerm(Term):
     bank: Tensor  # (steps, cells, D) negatives of the last steps
     bank_label: Tensor  # (steps, cells), -1: empty
 
@@ -239,4 +239,4 @@ def to_device(draws: list[typing.Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(draws)).to(device, non_blocking=True)
 
 
-TERM = Pipa
+TERM = PipaTerm

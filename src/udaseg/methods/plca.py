@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses.plca import (
@@ -42,11 +42,11 @@ from udaseg.recipes.plca import Plca
 LEAST = 1e-12  # of an aggregated probability, before its logarithm
 
 
-class CycleAssociation(Method):
+class PlcaMethod(Method):
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
         self.p = typing.cast(Plca, run.method)
-        check(self.p, f"params.yaml: methods.{run.method_name}")
+        check_plca(self.p, f"params.yaml: methods.{run.method_name}")
         # the released code loses the smoothing with the second level
         self.smooths = self.p.variant == "paper" or len(self.p.levels) == 2
         if self.p.variant == "released":
@@ -123,7 +123,7 @@ class CycleAssociation(Method):
         return {"aggregated": aggregated} if p.aggregation else {}
 
 
-def check(p: Plca, where: str) -> None:
+def check_plca(p: Plca, where: str) -> None:
     """Raises UserError for values that mean nothing."""
     counts = (p.stride, p.tile, *([] if p.max_pixels is None else [p.max_pixels]))
     if min(counts) < 1 or p.floor <= 0 or p.lsr_limit <= 0 or not 0 <= p.aggregation <= 1:
@@ -156,4 +156,4 @@ def mean_over_cycles(cycles: Cycles) -> Tensor:
     return cycles.total * ranks.world() / ranks.total(cycles.kept.sum()).clamp(min=1)
 
 
-METHOD = CycleAssociation
+METHOD = PlcaMethod

@@ -23,17 +23,17 @@ from udaseg.data.sampling import Views
 from udaseg.errors import UserError
 from udaseg.losses.segmentation import cell_labels, feature_distance, fp32
 from udaseg.methods import load
-from udaseg.methods.augment import strong_augment
 from udaseg.methods.base import Averaged, Batch, Losses, Method, Predict, Term, stream
-from udaseg.methods.crops import best_corner, cut
-from udaseg.methods.mixing import class_mask, paste, pseudo_labels, without_border
-from udaseg.methods.night import class_weights, day_and_night, static_classes
+from udaseg.methods.step.augment import strong_augment
+from udaseg.methods.step.crops import best_corner, cut
+from udaseg.methods.step.mixing import class_mask, paste, pseudo_labels, without_border
+from udaseg.methods.step.night import class_weights, day_and_night, static_classes
 from udaseg.models import Segmenter, build_model, load_encoder_weights
 from udaseg.params import Run
 from udaseg.recipes.self_training import SelfTraining
 
 
-class SelfTrainingStep(Method):
+class SelfTrainingMethod(Method):
     is_thing: Tensor  # (256,) label -> thing class?
     is_static: Tensor  # (K,) class that the day image may tell
     class_weight: Tensor | None  # (256,) label -> weight, where the recipe has class weights
@@ -218,4 +218,4 @@ def day_reference_weights(run: Run, strength: float) -> Tensor:
     return class_weights(reference.frequency, strength)
 
 
-METHOD = SelfTrainingStep
+METHOD = SelfTrainingMethod

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.errors import UserError
 from udaseg.losses import sepico as losses
 from udaseg.losses.segmentation import cell_labels, fp32
@@ -50,7 +50,7 @@ class ProjectionHead(nn.Module):
         return F.normalize(fp32(self.last(hidden).permute(0, 2, 3, 1)), dim=3)
 
 
-class SePiCo(Term):
+class SepicoTerm(Term):
     number: Tensor  # (C,) cells seen of each class
     mean: Tensor  # (C, A)
     variance: Tensor  # (C, A)
@@ -61,7 +61,7 @@ class SePiCo(Term):
         super().__init__(student, run)
         recipe = typing.cast(SelfTraining, run.method)
         self.p = typing.cast(Sepico, recipe.block("sepico"))
-        check(self.p, recipe, f"params.yaml: methods.{run.method_name}")
+        check_sepico(self.p, recipe, f"params.yaml: methods.{run.method_name}")
         # DeepLab-V2: the last stage; fusing heads: all stages, resized to the first
         channels = student.stage_channels[-1:] if student.decoder_channels is None else student.stage_channels
         width = round(self.p.width * run.benchmark.model.width)
@@ -147,7 +147,7 @@ class SePiCo(Term):
         self.teacher_head.update(self.head, step + 1)
 
 
-def check(p: Sepico, recipe: SelfTraining, where: str) -> None:
+def check_sepico(p: Sepico, recipe: SelfTraining, where: str) -> None:
     """Raises UserError where the numbers or the rest of the recipe do not fit."""
     if recipe.source_view != "strong":
         raise UserError(
@@ -162,4 +162,4 @@ def check(p: Sepico, recipe: SelfTraining, where: str) -> None:
         )
 
 
-TERM = SePiCo
+TERM = SepicoTerm

@@ -9,14 +9,14 @@ import typing
 from collections.abc import Iterator
 
 from udaseg.data.sampling import Views
-from udaseg.methods.augment import photometric_distortion
 from udaseg.methods.base import Batch, Losses, Method, stream
+from udaseg.methods.step.augment import photometric_distortion
 from udaseg.models import Segmenter
 from udaseg.params import Run
 from udaseg.recipes.source_only import Supervised
 
 
-class SourceOnly(Method):
+class SourceOnlyMethod(Method):
     labelled = "source"
 
     def __init__(self, student: Segmenter, run: Run) -> None:
@@ -34,4 +34,4 @@ class SourceOnly(Method):
         yield {"supervised": self.student.loss(output, batch.label)}
 
 
-METHOD = SourceOnly
+METHOD = SourceOnlyMethod

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from udaseg.artifacts import MODEL
 from udaseg.checking import build, essential
-from udaseg.data.labels import ClassSpace
+from udaseg.classes import ClassSpace
 from udaseg.errors import UserError
 from udaseg.models.files import load_model_file, load_state, read_metadata, save_model
 from udaseg.models.segmenter import Segmenter, build_model

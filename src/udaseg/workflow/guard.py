@@ -19,7 +19,7 @@ from udaseg.errors import UserError
 OFF = "UDASEG_GUARD"  # set to "off" by the bridges, where DVC vouches for what is there
 
 
-def check(results: Iterable[str]) -> None:
+def check_records(results: Iterable[str]) -> None:
     """Stop where one of `results` exists without a record of Snakemake.
 
     A missing result is no matter (it will be made), nor is one that Snakemake was writing when it was killed.

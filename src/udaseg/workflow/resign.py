@@ -62,11 +62,11 @@ def resign(p: Params, names: Sequence[str], steps: int) -> None:
             fingerprint = provenance.fingerprint_of(run)
             if not provenance.is_done(folder, fingerprint):
                 made = read_json(folder / RECORD, "the record of a training run; without it nothing can be taken over")
-                check(run, folder, made)
+                check_code_alone_changed(run, folder, made)
                 same = proved.get(run.hash)
                 if same is None or (same.folder / HISTORY).read_bytes() != (folder / HISTORY).read_bytes():
-                    same = proved[run.hash] = compare(run, folder, made, steps, device)
-                sign(run, folder, made, fingerprint, same.steps)
+                    same = proved[run.hash] = compare_bits(run, folder, made, steps, device)
+                sign_run(run, folder, made, fingerprint, same.steps)
                 later = f"; not reached: {', '.join(same.unseen)} (--steps)" if same.unseen else ""
                 log.info("%s: %d steps give the same bits%s; signed", folder, same.steps, later)
             else:
@@ -100,7 +100,7 @@ def trainings(p: Params, names: Sequence[str]) -> list[tuple[Run, Path]]:
     return [(run, folder) for folder, run in found.items()]
 
 
-def check(run: Run, folder: Path, made: dict[str, Any]) -> None:
+def check_code_alone_changed(run: Run, folder: Path, made: dict[str, Any]) -> None:
     """Raises UserError where more than the code has changed, or the files are not those of the record."""
     if missing := [name for name in (MODEL, HISTORY) if not (folder / name).exists()]:
         raise UserError(f"{folder / missing[0]}: not found; only a finished run can be signed anew")
@@ -120,7 +120,7 @@ def check(run: Run, folder: Path, made: dict[str, Any]) -> None:
             raise UserError(f"{folder / MODEL}: is not the file that was trained; restore it, or train again")
 
 
-def compare(run: Run, folder: Path, made: dict[str, Any], steps: int, device: Any) -> Signed:
+def compare_bits(run: Run, folder: Path, made: dict[str, Any], steps: int, device: Any) -> Signed:
     """Make the first steps again, and compare every number with the recorded history.
 
     Raises:
@@ -143,7 +143,7 @@ def compare(run: Run, folder: Path, made: dict[str, Any], steps: int, device: An
                 raise Interrupted(f"{folder}: stopped; nothing is signed") from None
     for row, recorded in zip(loop.history, rows, strict=False):
         for name, value in row.items():
-            if not same(value, recorded.get(name, "")):
+            if not same_number(value, recorded.get(name, "")):
                 raise UserError(
                     f"{folder}: step {int(row['step'])}: {name}: found {format(value, EXACT)}, expected "
                     f"{recorded.get(name) or 'nothing'}: the code computes something else now, or this machine another last "
@@ -172,12 +172,12 @@ def read_history(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def same(value: float, text: str) -> bool:
+def same_number(value: float, text: str) -> bool:
     """Whether a recorded text is this number, with all its digits or, from the first scheme, with six."""
     return text in (format(value, EXACT), format(value, ROUNDED)) or (text.isdecimal() and float(text) == value)
 
 
-def sign(run: Run, folder: Path, made: dict[str, Any], fingerprint: dict[str, str], steps: int) -> None:
+def sign_run(run: Run, folder: Path, made: dict[str, Any], fingerprint: dict[str, str], steps: int) -> None:
     """run.json with today's hashes and a note of what was done; a header of the first scheme is brought up to date."""
     sign_again(folder / MODEL, run)
     before = {key: made.get(key) for key in ("scheme", "code_hash", "params_hash", "data_hash", "start_hash")}

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from udaseg.data.prepared import find
+from udaseg.data.prepared import find_prepared
 from udaseg.engine import provenance, runtime
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
-from udaseg.params import Run, Use, check, uses
+from udaseg.params import Run, Use, parse, uses
 from udaseg.progress import Scoring
 
 WARMUP = 3
@@ -88,7 +88,7 @@ def without_start(run: Run, steps: int) -> Run:
     raw["benchmarks"][run.benchmark_name]["train"]["steps"] = steps
     if "rounds" in raw["methods"][run.method_name]:
         raw["methods"][run.method_name]["rounds"] = 1
-    return check(raw).resolve(run.benchmark_name, run.method_name, run.seed)
+    return parse(raw).resolve(run.benchmark_name, run.method_name, run.seed)
 
 
 def rate(step: Any, steps: int, batch: int, device: torch.device) -> dict[str, float]:
@@ -117,7 +117,7 @@ def host_waits(step: Any) -> int:
 def evaluation(run: Run, use: Use, student: Segmenter, images: int, device: torch.device) -> dict[str, float]:
     from udaseg.evaluation.evaluate import score_images
 
-    prepared = find(run.benchmark_name, use)
+    prepared = find_prepared(run.benchmark_name, use)
     samples = prepared.samples(use.split)[:images]
     student.eval()
     watch = Scoring("bench", len(samples), device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udaseg.data.labels import IGNORE, NAMES
+from udaseg.classes import IGNORE, NAMES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 
 
 def pseudo_labels(probability: Tensor, threshold: float, *, per_image: bool) -> tuple[Tensor, Tensor]:

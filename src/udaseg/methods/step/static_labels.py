@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.data.labels import IGNORE
+from udaseg.classes import IGNORE
 from udaseg.losses.bcl import bincount
 from udaseg.losses.segmentation import fp32
 from udaseg.methods.base import Images

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.data.labels import IGNORE
-from udaseg.data.prepared import find
+from udaseg.classes import IGNORE
+from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
 from udaseg.evaluation.loading import batches, decoders, samples_of
 from udaseg.models import Segmenter
@@ -30,7 +30,7 @@ SOURCE, TARGET = 0, 1
 
 
 @dataclass(frozen=True)
-class Sample:
+class Cells:
     """N cells in the order domain, class, random key, so that the first few of a class are a random sample too.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sample:
     column: np.ndarray
 
 
-def draw(run: Run, network: Segmenter, device: torch.device) -> tuple[Sample, dict[str, tuple[int, int]]]:
+def draw_cells(run: Run, network: Segmenter, device: torch.device) -> tuple[Cells, dict[str, tuple[int, int]]]:
     """Sample the feature that `network` classifies: equally many cells of a class from source and target.
 
     Args:
@@ -80,14 +80,14 @@ def draw(run: Run, network: Segmenter, device: torch.device) -> tuple[Sample, di
             f"analysis.least or raise analysis.images"
         )
     chosen = np.concatenate([part[first(part["label"], part["key"], share)] for part in cells])
-    sample = Sample(*(chosen[name] for name in Sample.__annotations__))
-    if not np.isfinite(sample.feature).all() or not np.ptp(sample.feature, axis=0).any():
+    drawn = Cells(*(chosen[name] for name in Cells.__annotations__))
+    if not np.isfinite(drawn.feature).all() or not np.ptp(drawn.feature, axis=0).any():
         raise UserError(
             f"{run.folder / 'model.safetensors'}: found features that are not finite or all the same, expected those "
             f"of a trained network; its training diverged: lower optimizer.lr and train again"
         )
     missing = np.flatnonzero(share == 0)
-    return sample, {run.classes.names[k]: (int(found[0, k]), int(found[1, k])) for k in missing}
+    return drawn, {run.classes.names[k]: (int(found[0, k]), int(found[1, k])) for k in missing}
 
 
 @torch.inference_mode()
@@ -97,10 +97,10 @@ def draw_domain(run: Run, use: Use, domain: int, network: Segmenter, device: tor
     Only the best keys so far are kept, so that memory does not grow with the number of images.
 
     Returns:
-        (N,) records `key` (float64) and the fields of `Sample`.
+        (N,) records `key` (float64) and the fields of `Cells`.
     """
     p, began = run.params.analysis, time.perf_counter()
-    prepared = find(run.benchmark_name, use)
+    prepared = find_prepared(run.benchmark_name, use)
     samples = samples_of(prepared, use)
     chosen = np.sort(np.random.default_rng([p.seed, domain]).permutation(len(samples))[: p.images])
     most = np.full(len(run.classes), p.per_class)
@@ -119,7 +119,7 @@ def draw_domain(run: Run, use: Use, domain: int, network: Segmenter, device: tor
 
 
 def record(channels: int) -> np.dtype:
-    """One cell: its random key and the fields of `Sample`."""
+    """One cell: its random key and the fields of `Cells`."""
     fields = [("label", "u1"), ("domain", "u1"), ("image", "i4"), ("row", "i2"), ("column", "i2")]
     return np.dtype([("key", "f8"), ("feature", "f2", (channels,)), *fields])
 

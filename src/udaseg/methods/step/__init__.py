@@ -1,0 +1,1 @@
+"""What the steps of several methods are made of: augmentation, mixing, crops, night images, labels of a round."""
