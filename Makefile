@@ -5,11 +5,18 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check install clean
+# Formulas, parameters, identity, what is committed: nothing that trains, starts a process for each case or needs a tool.
+QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
+         tests/test_identity.py tests/test_oracles.py tests/test_committed.py
+
+.PHONY: help demo test check quick plan-check small install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
+	@echo "make quick  formulas and parameters alone (under a minute): while you write"
 	@echo "make check  style and types alone"
+	@echo "make small  the whole workflow with two steps of training, in small/"
+	@echo "make plan-check  style of the rules; every benchmark plans without data"
 	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
 # A marker newer than the pins says that the environment is complete.
@@ -45,5 +52,17 @@ check: $(VENV)/installed
 test: check
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope
 
+quick: $(VENV)/installed
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 $(QUICK)
+
+plan-check: $(VENV)/installed
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/workflow/test_plan.py -k "i_21 or i_22"
+
+# As the demo, on .test/params.yaml: the road, not the results.
+small: $(VENV)/installed
+	@rm -rf small && git clone --quiet "$(CURDIR)" small && cp .test/params.yaml small/params.yaml
+	@cd small && export PATH="$(BIN):$$PATH" PYTHONPATH="$$PWD/src" && \
+	  snakemake --cores all && python -m udaseg record && dvc status && snakemake -n --quiet rules
+
 clean:
-	rm -rf demo .venv
+	rm -rf demo small .venv

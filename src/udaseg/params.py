@@ -320,6 +320,11 @@ class Run:
         """The source-only model of this benchmark and seed: what `init: source_only` starts from."""
         return Path("results") / self.benchmark_name / "pretrained" / f"seed{self.seed}" / "model.safetensors"
 
+    def command(self, step: str) -> str:
+        """The command line of a step of this run, for messages."""
+        method = "" if step == "pretrain" else f" --method {self.method_name}"
+        return f"udaseg {step} --benchmark {self.benchmark_name}{method} --seed {self.seed}"
+
     @property
     def twins(self) -> list[Path]:
         """Folders of runs with the same recipe, in the order of run.methods: one training serves all (`sepico-off` ...)."""

@@ -269,12 +269,17 @@ def test_a_paper_that_cannot_be_used_hinders_no_other(
 ) -> None:
     with_a_paper(finished, recipe, method)
     (finished / "src/udaseg/methods/mine2.py").write_text("from udaseg.methods.mine import TERM as x\n")  # a cycle
-    planned = finished.planned()
-    assert {rule: planned.get(rule) for rule in ("train", "evaluate", "analyse", "pretrain")} == {
-        "train": 1, "evaluate": 1, "analyse": 1, "pretrain": None,
-    }  # fmt: skip
     text = finished.udaseg("train", "--benchmark", "streets", "--method", "mine", expect=2)
     assert words in text and len(text.strip().splitlines()) <= 2 and "Traceback" not in text
+
+
+@pytest.mark.parametrize(("recipe", "method"), [(RECIPE, "def (\n"), ("def (\n", METHOD)])
+def test_others_are_planned_beside_a_paper_that_cannot_be_used(recipe: str, method: str, finished: Repository) -> None:
+    with_a_paper(finished, recipe, method)
+    planned = finished.planned()
+    expected = {"train": 1, "evaluate": 1, "analyse": 1, "pretrain": None}
+    assert {rule: planned.get(rule) for rule in expected} == expected
+    assert len(finished.udaseg("why", "streets").splitlines()) > 10
     finished.udaseg("train", "--benchmark", "streets", "--method", "self_training")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +167,8 @@ def test_several_devices_mean_one_process_for_each(monkeypatch: pytest.MonkeyPat
 
 
 def test_two_devices_train_one_run(finished: Repository) -> None:
-    (finished / f"{TRAINED}/model.safetensors").unlink()
+    shutil.rmtree(finished / TRAINED)
+    shutil.rmtree(finished / "results/.trained")
     train = (sys.executable, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "self_training")
     environment = finished.environment | {"UDASEG_GPU_POOL": "0,1"}
     command = [sys.executable, "-m", "udaseg", "with-gpus", "2", "--", *train]

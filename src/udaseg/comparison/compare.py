@@ -109,7 +109,7 @@ def protocol_below(home: Path, seeds: Mapping[str, Sequence[int]]) -> Literal["m
 
 def read_metrics(home: Path, run: Run) -> dict[str, Any]:
     path = home / run.method_name / f"seed{run.seed}" / "metrics.json"
-    command = f"udaseg evaluate --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
+    command = run.command("evaluate")
     metrics = read_json(path, f"the scores of {run.method_name}; run `{command}`")
     if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and "iou" in metrics):
         raise UserError(f"{path}: found no scores in it, expected miou and iou; run `{command}` again")
@@ -235,7 +235,6 @@ def select(p: Params) -> Path:
         UserError: the run is not trained or not scored.
     """
     run = p.resolve(p.select.benchmark, p.select.method, p.run.seeds[0])
-    options = f"--benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
     steps = {
         "history.csv": "train",
         "analysis.json": "analyse",
@@ -245,7 +244,7 @@ def select(p: Params) -> Path:
     }
     for name, step in steps.items():
         if not (run.folder / name).exists():
-            raise UserError(f"{run.folder / name}: not found; run `udaseg {step} {options}` first")
+            raise UserError(f"{run.folder / name}: not found; run `{run.command(step)}` first")
     for name in steps:
         with writing(SELECTED / name) as temporary:
             shutil.copyfile(run.folder / name, temporary)

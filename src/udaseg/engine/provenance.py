@@ -71,7 +71,7 @@ def start_hash(run: Run) -> str:
     if not run.pretrained.exists():
         raise UserError(
             f"{run.pretrained}: not found; {run.method_name} starts from source-only weights (init: source_only): run "
-            f"`udaseg pretrain --benchmark {run.benchmark_name} --seed {run.seed}` first"
+            f"`{run.command('pretrain')}` first"
         )
     return file_hash(run.pretrained)
 

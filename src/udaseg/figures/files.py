@@ -24,10 +24,6 @@ def runs(p: Params, benchmark: str) -> dict[str, list[Run]]:
     return {method: [p.resolve(benchmark, method, seed) for seed in p.run.seeds] for method in p.run.methods}
 
 
-def command(run: Run, step: str) -> str:
-    return f"udaseg {step} --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
-
-
 def summary(p: Params, benchmark: str) -> dict[str, Any]:
     """summary.json, if it is about the methods and seeds of params.yaml; methods in their order there.
 
@@ -63,7 +59,7 @@ def metrics(run: Run) -> dict[str, Any]:
 
 def analysis(run: Run) -> dict[str, Any]:
     """Measures of the features."""
-    return read_object(run.folder / "analysis.json", f"measures of the features; run `{command(run, 'analyse')}`")
+    return read_object(run.folder / "analysis.json", f"measures of the features; run `{run.command('analyse')}`")
 
 
 def record(run: Run) -> dict[str, Any] | None:
@@ -76,14 +72,14 @@ def tsne(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Map (M, 2), class index (M,) and domain (M,; 0 source, 1 target) of the sampled cells."""
     path = run.folder / "tsne.npz"
     if not path.exists():
-        raise UserError(f"{path}: not found; run `{command(run, 'analyse')}` first")
+        raise UserError(f"{path}: not found; run `{run.command('analyse')}` first")
     try:
         with np.load(path) as arrays:
             plane, label, domain = arrays["map"], arrays["label"], arrays["domain"]
         if plane.shape != (len(label), 2) or domain.shape != label.shape or label.max(initial=0) >= len(run.classes):
             raise ValueError(f"shapes {plane.shape}, {label.shape}, {domain.shape}")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error}); run `{command(run, 'analyse')}` again") from None
+        raise UserError(f"{path}: damaged ({error}); run `{run.command('analyse')}` again") from None
     return plane, label, domain
 
 
@@ -98,7 +94,7 @@ def rows(run: Run, name: str, step: str, columns: tuple[str, ...]) -> list[dict[
         with path.open(newline="", encoding="utf-8") as handle:
             found = list(csv.DictReader(handle))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `{command(run, step)}` first") from None
+        raise UserError(f"{path}: not found; run `{run.command(step)}` first") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise damaged(path, str(error), run, step) from None
     if not found:
@@ -112,7 +108,7 @@ def rows(run: Run, name: str, step: str, columns: tuple[str, ...]) -> list[dict[
 
 
 def damaged(path: Path, what: str, run: Run, step: str) -> UserError:
-    return UserError(f"{path}: damaged ({what}); run `{command(run, step)}` again")
+    return UserError(f"{path}: damaged ({what}); run `{run.command(step)}` again")
 
 
 def number(text: str, path: Path, run: Run, step: str) -> float:
@@ -153,7 +149,7 @@ def prediction(run: Run, image: str) -> np.ndarray:
     """(h, w) uint8 class map of one image, reduced as `evaluation.predictions` does."""
     path = run.folder / "predictions.zip"
     if not path.exists():
-        raise UserError(f"{path}: not found; run `{command(run, 'evaluate')}` first")
+        raise UserError(f"{path}: not found; run `{run.command('evaluate')}` first")
     try:
         with zipfile.ZipFile(path) as archive, Image.open(io.BytesIO(archive.read(f"{image}.png"))) as picture:
             return np.array(picture)

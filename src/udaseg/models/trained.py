@@ -118,7 +118,7 @@ def load_run(run: Run, device: torch.device, path: Path | None = None) -> Traine
         UserError: no such file, or the model of another run; the message names the command that makes it.
     """
     path = path or run.folder / MODEL
-    again = command_of(run, path)
+    again = run.command("pretrain" if path == run.pretrained else "train")
     if not path.exists():
         raise UserError(f"{path}: not found; run `{again}` first")
     state, header = load_model_file(path)
@@ -155,12 +155,6 @@ def read_header(path: Path) -> dict[str, str]:
         UserError: not a whole safetensors file.
     """
     return read_metadata(path)
-
-
-def command_of(run: Run, path: Path) -> str:
-    if path == run.pretrained:
-        return f"udaseg pretrain --benchmark {run.benchmark_name} --seed {run.seed}"
-    return f"udaseg train --benchmark {run.benchmark_name} --method {run.method_name} --seed {run.seed}"
 
 
 def network_of(model: Model, classes: int, state: Mapping[str, Tensor], path: Path, device: torch.device) -> Segmenter:
