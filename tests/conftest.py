@@ -8,10 +8,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tiny_project import RAW, Project
+from tiny_project import RAW, ROOT, Project
+from udaseg import params
+from udaseg.params import Params
 
 # Started in the background of a script, tests inherit that Ctrl-C is ignored, and so would the commands that they interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -38,6 +42,23 @@ def make_project(tmp_path: Path, prepared_data: Path, monkeypatch: pytest.Monkey
         shutil.copytree(prepared_data, folder / "data")
         monkeypatch.chdir(folder)
         return Project(folder, copy.deepcopy(RAW))
+
+    return make
+
+
+@pytest.fixture
+def make_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
+    """`make_params(seeds=[0, 1], test={...}, ...)`: the repository's parameters, changed; the working folder is a new one."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*, evaluate: list[str] | None = None, test: dict[str, Any] | None = None, **run: Any) -> params.Params:
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+        raw["run"] |= {"methods": ["source_only", "self_training", "oracle"], "seeds": [0], "device": "cpu"} | run
+        raw["select"] = {"benchmark": "streets", "method": "self_training"}
+        raw["benchmarks"]["streets"]["test"] |= test or {}
+        if evaluate is not None:
+            raw["benchmarks"]["streets"]["evaluate"] = evaluate
+        return params.parse(raw)
 
     return make
 

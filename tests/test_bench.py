@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from tiny_project import ROOT, Project
-from udaseg import bench_losses, params
+from udaseg import params
+from udaseg.bench import losses as bench_losses
 
 
 @pytest.mark.parametrize("method", ["self_training", "bcl"])

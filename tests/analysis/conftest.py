@@ -27,7 +27,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeData]:
     def find(benchmark: str, use: Use) -> FakeData:
         return sets[use.dataset]
 
-    monkeypatch.setattr(cells, "find", find)
+    monkeypatch.setattr(cells, "find_prepared", find)
     return sets
 
 

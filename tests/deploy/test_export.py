@@ -86,7 +86,7 @@ def test_the_header_of_the_model_goes_with_the_programs(exported: tuple[Path, li
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_head_and_kind_of_encoder_has_programs_of_free_size(make_model: MakeModel, name: str) -> None:
     model = make_model(**NETWORKS[name])
-    for ending, blob in step.build(load(model), (2, 64, 96), free=True).items():
+    for ending, blob in step.program_of(load(model), (2, 64, 96), free=True).items():
         assert agree(step.runner(ending, blob), model, (1, 91, 75)), ending
 
 
@@ -128,7 +128,7 @@ def test_an_encoder_that_resizes_has_programs_of_fixed_size_only(
     caplog.set_level("INFO", logger="udaseg")
     monkeypatch.setattr(step, "convert", lambda *_: {".pt2": b"", ".onnx": b""})
     monkeypatch.setattr(step, "runner", lambda *_: None)
-    monkeypatch.setattr(step, "check", lambda *_: 0.0)
+    monkeypatch.setattr(step, "compare_program", lambda *_: 0.0)
     vit = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"depth": 4, "embed_dim": 24, "num_heads": 2}}
     step.export(make_model(**vit), tmp_path / "out", size=Size(70, 40))
     assert programs(tmp_path / "out") == ["model-70x40.onnx", "model-70x40.pt2"]
@@ -143,7 +143,7 @@ def test_a_network_that_cannot_be_traced_for_any_size_has_programs_of_fixed_size
 
     monkeypatch.setattr(step, "convert", refuses)
     with pytest.raises(step.FixedOnly, match=r"cannot be traced for any size \(RuntimeError: no such shape\)"):
-        step.build(load(make_model()), (2, 64, 64), free=True)
+        step.program_of(load(make_model()), (2, 64, 64), free=True)
     with pytest.raises(UserError) as caught:
         step.export(make_model(), tmp_path / "out", size=None)
     assert "cannot be traced at 64x32 (RuntimeError: no such shape); nothing was written" in str(caught.value)
@@ -163,13 +163,13 @@ def test_a_program_that_differs_is_an_error_and_leaves_nothing(
 def test_a_program_that_fails_or_gives_no_numbers_is_an_error(make_model: MakeModel) -> None:
     network = load(make_model()).student
     with pytest.raises(UserError, match="differs from the model by nan"):
-        step.check("x", lambda images: torch.full((1, 19, 32, 64), torch.nan), network, [(1, 32, 64)])
+        step.compare_program("x", lambda images: torch.full((1, 19, 32, 64), torch.nan), network, [(1, 32, 64)])
 
     def fails(images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no\nkernel")
 
     with pytest.raises(UserError, match=r"x: cannot run at 1x3x32x64 \(no kernel\)"):
-        step.check("x", fails, network, [(1, 32, 64)])
+        step.compare_program("x", fails, network, [(1, 32, 64)])
 
 
 def test_a_folder_below_a_file_is_refused(make_model: MakeModel, tmp_path: Path) -> None:

@@ -221,8 +221,8 @@ def test_a_wrong_archive_does_not_pass_the_check(make_model: MakeModel, said: st
     send(make_model(), "cityscapes")
     name = Path(BONN[0]).name
     files, wanted = sorted(Path("test").rglob("*.png")), submit.SERVERS["cityscapes"]
-    submit.check(rewritten(lambda members: None), files, wanted)
+    submit.check_archive(rewritten(lambda members: None), files, wanted)
     bad = rewritten(lambda members: members.update({name: png(image)}) if image else members.pop(name))
     with pytest.raises(UserError) as caught:
-        submit.check(bad, files, wanted)
+        submit.check_archive(bad, files, wanted)
     assert said in str(caught.value)

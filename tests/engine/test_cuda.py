@@ -11,7 +11,7 @@ import torch
 from tiny_project import Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.bench import host_waits
+from udaseg.bench.step import host_waits
 from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import build_optimizer
 from udaseg.errors import UserError

@@ -28,7 +28,7 @@ def test_rounds_divide_the_run(steps: int, count: int) -> None:
     assert rounds.end(0, steps, 0) == steps
 
 
-class Rounds(source_only.SourceOnly):
+class Rounds(source_only.SourceOnlyMethod):
     """Learns its own labels of the target, which say how many rounds there were."""
 
     made = 0

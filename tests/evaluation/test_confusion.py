@@ -66,7 +66,7 @@ def test_counts_do_not_lose_single_pixels() -> None:
 
 def test_largest_class_list() -> None:
     matrix = matrix_of([253, 253], [253, 255], 254)
-    assert matrix[253, 253] == 1 and matrix[254, 253] == 1 and matrix.sum() == 2
+    assert matrix[253, 253] == 1 and matrix[255, 253] == 1 and matrix.sum() == 2
 
 
 def test_all_ignored_image_changes_no_score() -> None:

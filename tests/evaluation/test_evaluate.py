@@ -73,7 +73,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakePrepared]:
     def build(spec: Model, classes: int) -> Tiny:
         return Tiny(99)
 
-    monkeypatch.setattr(evaluate, "find", find)
+    monkeypatch.setattr(evaluate, "find_prepared", find)
     monkeypatch.setattr(trained, "build_model", build)
     return sets
 

@@ -113,7 +113,7 @@ def test_scores_by_image_by_hand() -> None:
     found = torch.tensor([[[0, 0, 1, 13, 5]]])
     miou, accuracy = scores.by_image(confusion.by_image(found, truth, 19))[0].tolist()
     assert miou == pytest.approx((2 / 3 + 0) / 2) and accuracy == pytest.approx(0.5)
-    assert math.isnan(scores.by_image(torch.zeros(1, 20, 19, dtype=torch.int64))[0, 0])
+    assert math.isnan(scores.by_image(torch.zeros(1, 21, 19, dtype=torch.int64))[0, 0])
 
 
 def test_matrices_by_image_add_up() -> None:
