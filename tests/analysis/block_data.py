@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch.nn.functional as F
@@ -47,11 +48,8 @@ class Pooled(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def forward(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, STRIDE)
-
-    def feature(self, output: Tensor) -> Tensor:
-        return output
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(feature=F.avg_pool2d(images, STRIDE))
 
 
 def blocks(seed: int, classes: int, size: tuple[int, int] = (6, 10)) -> np.ndarray:

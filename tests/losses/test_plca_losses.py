@@ -1,4 +1,4 @@
-"""PLCA's losses against a dense form and loops, in float64, and the oracles 5.1 to 5.11 of its specification."""
+"""PLCA's losses against their plain form and loops, in float64, and the oracles 5.1 to 5.11 of its specification."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from udaseg.bench.losses import peak_memory
 from udaseg.engine.optim import learning_rate
+from udaseg.losses import plain
 from udaseg.losses.association import attention, match, temperatures
 from udaseg.losses.plca import (
     Cycles,
@@ -30,51 +31,21 @@ LEVELS = ("cosine", "kl")
 TINY = 1e-10  # a floor that is never reached: the released code
 
 
-# The dense form, written from the equations: whole matrices, plain autograd, both arguments of the divergence, one pair.
-
-
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    return (x / x.norm(dim=1, keepdim=True)) @ (y / y.norm(dim=1, keepdim=True)).T
-
-
-def minus_divergence(p: Tensor, q: Tensor) -> Tensor:
-    return -(p * (p + 1e-10).log()).sum(dim=1, keepdim=True) + p @ (q + 1e-10).log().T
-
-
-def standardised(d: Tensor) -> Tensor:
-    return (d - d.mean(dim=1, keepdim=True).detach()) / d.std(dim=1, keepdim=True).detach()
-
-
-def dense_aggregate(level: str, x: Tensor, alpha: float) -> Tensor:
-    scores = standardised(cosine(x, x)) if level == "cosine" else minus_divergence(x, x)
-    return (1 - alpha) * x + alpha * scores.softmax(dim=1) @ x
-
-
-def dense_scores(level: str, source: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """p (N, M) and q (M, N)."""
-    similarity = cosine if level == "cosine" else minus_divergence
+def similarities(level: str, source: Tensor, target: Tensor, alpha: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Whole matrices (B, N, M) and (B, M, N) of the way there and back."""
+    similarity = plain.plca_cosine if level == "cosine" else plain.plca_divergence
     if alpha:
-        target = dense_aggregate(level, target, alpha)
-    there, back = similarity(source, target), similarity(target, source)
-    return standardised(there).softmax(dim=1), standardised(back).softmax(dim=1)
+        scores = similarity(target, target)
+        target = plain.plca_aggregation(target, plain.plca_standardised(scores) if level == "cosine" else scores, alpha)
+    return similarity(source, target), similarity(target, source)
 
 
-def dense(
-    level: str, source: Tensor, target: Tensor, label: Tensor, alpha: float = 0.0
-) -> tuple[Tensor, list[int], list[int], list[int]]:
-    """Sum of the losses of the kept cycles, j*, i*(j*), mask of one pair (N, D), (M, D), (N,)."""
-    p, q = dense_scores(level, source, target, alpha)
-    total, there, back, mask = 0 * (source.sum() + target.sum()), [], [], []
-    for i in range(len(p)):
-        j = int(p[i].argmax())
-        i2 = int(q[j].argmax())
-        keep = int(label[i]) != 255 and int(label[i2]) == int(label[i])
-        if keep:
-            total = total - (p[i, j] * q[j, i2]).log()
-        there.append(j)
-        back.append(i2)
-        mask.append(int(keep))
-    return total, there, back, mask
+def dense(level: str, source: Tensor, target: Tensor, label: Tensor, alpha: float = 0.0) -> Cycles:
+    """What `streamed` gives, from whole matrices."""
+    if source.ndim == 2:
+        source, target, label = source[None], target[None], label[None]
+    loss, kept, there, back = plain.plca_association(*similarities(level, source, target, alpha), label)
+    return Cycles(loss * kept.sum(), kept, there, back)
 
 
 def streamed(
@@ -150,7 +121,8 @@ def test_plca_5_2() -> None:
     torch.testing.assert_close(rows, f64([[0.824279, 0.806141, 0.559106, 0.799104]]), atol=1e-6, rtol=0)
     columns = temperatures(unit_target, unit_source, TINY, 5)
     torch.testing.assert_close(columns, f64([[0.896800, 0.478927, 0.438802, 0.907710]]), atol=1e-6, rtol=0)
-    p, q = dense_scores("cosine", source, target, 0.0)
+    both = similarities("cosine", source[None], target[None])
+    p, q = (plain.plca_standardised(similarity).softmax(dim=2)[0] for similarity in both)
     torch.testing.assert_close(p[0], f64([0.562787, 0.233258, 0.153303, 0.050652]), atol=1e-6, rtol=0)
     torch.testing.assert_close(q[1], f64([0.114965, 0.293140, 0.536070, 0.055825]), atol=1e-6, rtol=0)
     for label, kept, expected in [
@@ -182,11 +154,11 @@ def test_plca_5_3() -> None:
 
 def test_plca_5_4() -> None:
     even, uneven = f64([[0.5, 0.5]]), f64([[0.9, 0.1]])
-    assert minus_divergence(even, uneven).item() == pytest.approx(-0.5108256238, abs=2e-9)
-    assert minus_divergence(uneven, even).item() == pytest.approx(-0.3680642072, abs=2e-9)
+    assert plain.plca_divergence(even[None], uneven[None]).item() == pytest.approx(-0.5108256238, abs=2e-9)
+    assert plain.plca_divergence(uneven[None], even[None]).item() == pytest.approx(-0.3680642072, abs=2e-9)
     source, target = f64([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), f64([[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]])
     label = torch.tensor([0, 1, 0])
-    there, back = minus_divergence(source, target), minus_divergence(target, source)
+    (there,), (back,) = similarities("kl", source[None], target[None])
     torch.testing.assert_close(there[0], f64([-0.036690, -1.757780, -0.226289]), atol=1e-6, rtol=0)
     torch.testing.assert_close(back[0], f64([-0.044403, -0.831777, -0.192745]), atol=1e-6, rtol=0)
     for alpha, expected, home in [(0.0, 1.0556319871, None), (0.5, 1.0341221470, [2, 1, 2])]:
@@ -194,7 +166,7 @@ def test_plca_5_4() -> None:
         assert mean(cycles).item() == pytest.approx(expected, abs=1e-9)
         assert cycles.there[0].tolist() == [0, 1, 2] and cycles.kept.all()
         assert home is None or cycles.back[0].tolist() == home
-        assert (dense("kl", source, target, label, alpha)[0] / 3).item() == pytest.approx(expected, abs=1e-9)
+        assert mean(dense("kl", source, target, label, alpha)).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_plca_5_5() -> None:
@@ -207,7 +179,7 @@ def test_plca_5_5() -> None:
     )
     torch.testing.assert_close((weights / 2)[0, 0, 1], f64(0.0481275676), atol=1e-9, rtol=0)
     p = f64([[[0.9, 0.1], [0.1, 0.9]]])
-    assert minus_divergence(p[0], p[0])[0, 1].item() == pytest.approx(-1.7577796619, abs=2e-9)
+    assert plain.plca_divergence(p, p)[0, 0, 1].item() == pytest.approx(-1.7577796619, abs=2e-9)
     self_weight = (aggregated_probabilities(p, alpha=1.0, tile=1)[0, 0, 0] - 0.1).item() / 0.8
     assert self_weight == pytest.approx(0.8529313604, abs=1e-8)
     mixed = aggregated_probabilities(p, alpha=0.5, tile=1)
@@ -272,7 +244,7 @@ def test_plca_5_8() -> None:
         assert cycles.kept[0].int().tolist() == kept
         gradients = torch.autograd.grad(mean(cycles), (source, target))
         assert [g.norm().item() for g in gradients] == pytest.approx([by_source, by_target], abs=1e-7)
-        twins = torch.autograd.grad(dense(level, source, target, label, alpha)[0] / sum(kept), (source, target))
+        twins = torch.autograd.grad(mean(dense(level, source, target, label, alpha)), (source, target))
         torch.testing.assert_close(gradients, twins, atol=1e-8, rtol=0)
     lsr = adaptive_smoothing((2 * s).T[None, :, :, None], 10.0)
     assert lsr.item() == pytest.approx(-1.6242012026, abs=1e-9)
@@ -307,13 +279,12 @@ def test_plca_5_11() -> None:
     for level in LEVELS:
         for n, m in [(50, 50), (50, 33), (33, 70)]:
             source, target, label = random_pair(n + m, level, n, m)
-            total, *choices = dense(level, source, target, label, 0.5)
-            gradients = torch.autograd.grad(total, (source, target))
+            whole = dense(level, source, target, label, 0.5)
+            gradients = torch.autograd.grad(whole.total, (source, target))
             for tile in (16, 48, n):
                 cycles = streamed(level, source, target, label, 0.5, tile)
-                assert cycles.total.item() == pytest.approx(total.item(), rel=1e-12)
-                found = [cycles.there[0].tolist(), cycles.back[0].tolist(), cycles.kept[0].int().tolist()]
-                assert found == choices
+                assert cycles.total.item() == pytest.approx(whole.total.item(), rel=1e-12)
+                assert all(torch.equal(one, two) for one, two in zip(cycles[1:], whole[1:], strict=True))
                 twins = torch.autograd.grad(cycles.total, (source, target))
                 torch.testing.assert_close(twins, gradients, rtol=1e-12, atol=1e-12)
         swapped = streamed(level, target, source, torch.zeros(m, dtype=torch.int64))
@@ -377,7 +348,7 @@ def naive_smoothing(logits: Tensor, limit: float) -> Tensor:
 def test_cycles_equal_the_dense_form(seed: int, level: str, n: int, m: int, alpha: float) -> None:
     source, target, label = random_pair(seed, level, n, m, batch=2)
     cycles = streamed(level, source, target, label, alpha, tile=5)
-    twin = sum((dense(level, source[b], target[b], label[b], alpha)[0] for b in range(2)), torch.zeros(()))
+    twin = dense(level, source, target, label, alpha).total
     assert cycles.total.item() == pytest.approx(twin.item(), rel=1e-6, abs=1e-6)
     gradients = torch.autograd.grad(cycles.total, (source, target))
     torch.testing.assert_close(gradients, torch.autograd.grad(twin, (source, target)), rtol=1e-5, atol=1e-6)
@@ -587,7 +558,7 @@ def test_memory_of_a_few_tiles(level: str) -> None:
     step()
     matrix = 8 * n * m
     assert peak_memory(step, source.device) < matrix / 3
-    assert peak_memory(lambda: dense_scores(level, source, target, 0.5), source.device) > 3 * matrix
+    assert peak_memory(lambda: dense(level, source, target, label, 0.5), source.device) > 3 * matrix
 
 
 def test_compile_and_operators() -> None:
@@ -609,10 +580,10 @@ def test_compile_and_operators() -> None:
         )
         return feature + prediction + adaptive_smoothing(logits, 10.0) + lovasz_softmax(logits.softmax(1), image_label)
 
-    plain, compiled = (f(source, target) for f in (step, torch.compile(step, fullgraph=True, backend="aot_eager")))
-    torch.testing.assert_close(compiled, plain)
-    by_plain, by_compiled = (torch.autograd.grad(loss, (source, target)) for loss in (plain, compiled))
-    torch.testing.assert_close(by_compiled, by_plain)
+    eager, compiled = (f(source, target) for f in (step, torch.compile(step, fullgraph=True, backend="aot_eager")))
+    torch.testing.assert_close(compiled, eager)
+    by_eager, by_compiled = (torch.autograd.grad(loss, (source, target)) for loss in (eager, compiled))
+    torch.testing.assert_close(by_compiled, by_eager)
 
 
 @pytest.mark.cuda

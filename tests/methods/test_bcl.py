@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import steps
 import torch
-import yaml
+from steps import BLOCKS, built, content, from_scratch, history, run_of, train, train_on_ranks, with_head
 from torch import Tensor
 
-from tiny_project import ROOT, Project
+from tiny_project import Project
 from udaseg import params
-from udaseg.artifacts import file_hash
 from udaseg.checking import build as checked
-from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import learning_rate
-from udaseg.errors import Interrupted, UserError
-from udaseg.methods import bcl as method_file
+from udaseg.errors import UserError
 from udaseg.methods.base import Batch
 from udaseg.methods.bcl import BclMethod
 from udaseg.models import Output, build_model, load_model_file, load_state
 
-BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 VARIANTS = [name for name in BLOCKS if name.split("-")[0] == "bcl"]
 
 
@@ -37,10 +30,7 @@ def tiny(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     """Make a project that trains the blocks of the real params.yaml from random weights, with three rounds in six steps."""
 
     def make(name: str = "project", **changes: Any) -> Project:
-        project = make_project(name)
-        project.set("benchmarks/streets/init", {"default": "none"})
-        for key, value in {"steps": 6, "save_every": 2, "log_every": 1}.items():
-            project.set(f"benchmarks/streets/train/{key}", value)
+        project = from_scratch(make_project(name), steps=6, save_every=2, log_every=1)
         for variant in VARIANTS:
             # untrained prototypes are alike: a lower bar of confidence, or there are no dynamic labels at all
             project.set(f"methods/{variant}", BLOCKS[variant] | {"rounds": 3, "confidence": 0.3} | changes)
@@ -49,42 +39,12 @@ def tiny(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     return make
 
 
-def run_of(project: Project, name: str = "bcl") -> params.Run:
-    return params.load(project.folder / "params.yaml").resolve("streets", name, 0)
-
-
 def method_of(project: Project, name: str = "bcl") -> BclMethod:
-    found = trainer.build(run_of(project, name), torch.device("cpu"))
-    assert isinstance(found, BclMethod)
-    return found
+    return built(project, name, BclMethod)
 
 
-def batch(seed: int = 0, height: int = 32, width: int = 48) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-
-    def label() -> Tensor:  # four classes in blocks of eight pixels, a strip ignored
-        blocks = torch.randint(0, 4, (2, height // 8, width // 8), generator=g)
-        full = blocks.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-        full[:, :5] = 255
-        return full
-
-    images = [torch.rand(2, 3, height, width, generator=g) for _ in range(2)]
-    return Batch([6, 7], images[0], label(), images[1], static=label())
-
-
-def train(project: Project, name: str = "bcl") -> Path:
-    run = run_of(project, name)
-    training.train(run, run.folder)
-    return project.folder / run.folder
-
-
-def content(folder: Path) -> tuple[str, str]:
-    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    with (folder / "history.csv").open() as handle:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+def batch(seed: int = 0) -> Batch:
+    return dataclasses.replace(steps.batch(seed), static=steps.batch(seed + 100).label)
 
 
 def test_bcl_o13() -> None:
@@ -105,7 +65,7 @@ def test_bcl_o14(tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) 
     method = method_of(tiny())
     ce, entropies = iter([1.2, 2.0]), iter([0.5, 0.8])
     monkeypatch.setattr(BclMethod, "cross_entropy", lambda *_: torch.tensor(next(ce)))
-    monkeypatch.setattr(method_file, "entropy", lambda *_: torch.tensor(next(entropies)))
+    monkeypatch.setattr(BclMethod, "entropy", lambda *_: torch.tensor(next(entropies)))
     pairs = torch.tensor([[3.0, 4], [2, 1]])
     monkeypatch.setattr(BclMethod, "contrasts", lambda *_: tuple(pairs.mean(dim=0)))
     (losses,) = method.losses(batch(), 0)
@@ -116,9 +76,7 @@ def test_bcl_o14(tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("head", ["deeplabv2", "daformer", "segformer"])
 def test_one_step_on_every_head(tiny: Callable[..., Project], name: str, head: str) -> None:
     project = tiny()
-    project.set("benchmarks/streets/model/head", head)
-    project.set("benchmarks/streets/model/dilations", [] if head == "segformer" else [6, 12])
-    project.set("benchmarks/streets/model/backbone_args", {"output_stride": 8} if head == "deeplabv2" else {})
+    with_head(project, head)
     method = method_of(project, name)
     (losses,) = method.losses(batch(), 0)
     expected = {"source", "target", "source_entropy", "target_entropy", "forward", "backward"}
@@ -286,27 +244,14 @@ def test_released_and_paper_differ(tiny: Callable[..., Project]) -> None:
     assert all(b > a for a, b in zip(one, two, strict=True))  # 15 absent classes more in each denominator
 
 
-def stop_after(calls: int) -> Callable[[runtime.StopRequest, torch.device], bool]:
-    seen: list[int] = []
-
-    def stop(self: runtime.StopRequest, where: torch.device) -> bool:
-        seen.append(1)
-        return len(seen) == calls
-
-    return stop
-
-
 @pytest.mark.parametrize("name", ["bcl", "bcl-released"])
 def test_stopped_and_continued_is_undisturbed(
-    tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, name: str
+    tiny: Callable[..., Project], train_until: Callable[[Project, str, int], None], name: str
 ) -> None:
     undisturbed = content(train(tiny("undisturbed"), name))
     for step in (2, 3):  # at the seam of two rounds, and inside one
         project = tiny(f"stopped{step}")
-        with monkeypatch.context() as patch:
-            patch.setattr(runtime.StopRequest, "on_any_rank", stop_after(step))
-            with pytest.raises(Interrupted, match=f"step {step} of 6"):
-                train(project, name)
+        train_until(project, name, step)
         assert content(train(project, name)) == undisturbed
 
 
@@ -318,14 +263,7 @@ def test_two_ranks_train_like_one(tiny: Callable[..., Project], prototypes: str)
         project.set("benchmarks/streets/train/steps", 3)
         project.set("benchmarks/streets/model/dropout", 0.0)  # drop-out draws differ by rank
         project.set("benchmarks/streets/train/optimizer/lr", 1e-6)  # keeps rounding from growing with the steps
-        if ranks == 1:
-            found.append(rows(train(project)))
-            continue
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [*start, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "bcl"]
-        done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        found.append(rows(project.folder / "results/streets/bcl/seed0"))
+        found.append(history(train(project, "bcl")) if ranks == 1 else train_on_ranks(project, "bcl", ranks))
     for row, (one, two) in enumerate(zip(*found, strict=True)):
         # labels are decisions: later, by rounding, a few pixels may fall otherwise
         assert one == pytest.approx(two, rel=2e-2 if row else 1e-5), (row, one, two)
@@ -343,12 +281,12 @@ def test_rounds_label_the_target_anew(tiny: Callable[..., Project], monkeypatch:
         made.append(torch.from_numpy(labels.copy()))
 
     monkeypatch.setattr(BclMethod, "label_target", noted)
-    folder = train(project)
+    folder = train(project, "bcl")
     assert len(made) == 3 and not torch.equal(made[0], made[1])
     for labels in made:
         share = (labels != 255).double().mean()
         assert 0.09 < share <= 0.21  # a tenth of each class, a tenth of each image
-    assert all(row["target"] > 0 for row in rows(folder))
+    assert all(row["target"] > 0 for row in history(folder))
 
 
 @pytest.mark.parametrize(("variant", "times"), [("paper", 1), ("released", 2)])
@@ -369,7 +307,7 @@ def test_off_is_the_same_recipe_without_contrast(tiny: Callable[..., Project]) -
     project = tiny()
     on, off = (dataclasses.asdict(run_of(project, name).method) for name in ("bcl", "bcl-off"))
     assert {key for key in on if on[key] != off[key]} == {"forward", "backward"}
-    assert "forward" not in rows(train(project, "bcl-off"))[0]
+    assert "forward" not in history(train(project, "bcl-off"))[0]
 
 
 def bad() -> Iterator[tuple[dict[str, Any], str]]:

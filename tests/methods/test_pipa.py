@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,50 +11,39 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from steps import BLOCKS, built_with_term, content, from_scratch, launch, train, with_head
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tiny_project import ROOT, Project
+from tiny_project import Project
 from udaseg import params
-from udaseg.artifacts import file_hash
 from udaseg.classes import IGNORE
 from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs
 from udaseg.data.two_crops import overlap_cells
-from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import parameter_groups
-from udaseg.errors import Interrupted, UserError
+from udaseg.errors import UserError
 from udaseg.losses.pipa import directions, pixel_contrast
 from udaseg.methods.base import Averaged, Batch, stream
 from udaseg.methods.pipa import PipaTerm, augmented, over_stages, running_statistics, to_grid
 from udaseg.methods.self_training import SelfTrainingMethod
 from udaseg.models import Output
 
-BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
-
 
 def pipa_project(project: Project, method: str = "pipa", **changes: Any) -> Project:
     """A block of the committed parameters, with what a network that knows nothing of 64x32 images needs."""
-    block = yaml.safe_load(yaml.safe_dump(BLOCKS[method]))
+    block = copy.deepcopy(BLOCKS[method])
     small = {"start": 0.0, "crop": 0.75, "confidence": 0.05, "eligible": 0.02, "anchors": 64}
     for part in ("pixel", "patch"):
         if block["pipa"][part]:
             block["pipa"][part] |= {k: v for k, v in (small | changes).items() if k in block["pipa"][part]}
     project.set("methods/pipa", block)
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set("benchmarks/streets/train/steps", 6)
-    project.set("benchmarks/streets/train/save_every", 2)
-    return project
+    return from_scratch(project, steps=6, save_every=2)
 
 
 def built() -> tuple[SelfTrainingMethod, PipaTerm]:
-    run = params.load("params.yaml").resolve("streets", "pipa", 0)
-    method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingMethod)
-    term = method.terms["pipa"]
-    assert isinstance(term, PipaTerm)
-    return method, term
+    """Of the project whose folder is the working folder."""
+    return built_with_term(Path(), "pipa", PipaTerm)
 
 
 def opinionated(*classifiers: nn.Module, std: float = 1.0) -> None:
@@ -124,9 +111,7 @@ def test_pipa_p13() -> None:
 )
 def test_one_step_of_each_block_with_each_head(project: Project, block: str, head: tuple[str, list[int]]) -> None:
     pipa_project(project, block)
-    project.set("benchmarks/streets/model/head", head[0])
-    project.set("benchmarks/streets/model/dilations", head[1])
-    project.set("benchmarks/streets/model/backbone_args", {"output_stride": 8} if head[0] == "deeplabv2" else {})
+    with_head(project, *head)
     method, term = built()
     losses = backward(method, batch_of(method, 0, 1))
     expected = {"pipa_pixel"} if block != "pipa-patch" else set()
@@ -366,33 +351,14 @@ def test_ignored_crops_and_unsure_views_give_zero(project: Project) -> None:
 # The loop
 
 
-def train(project: Project) -> Path:
-    run = params.load(project.folder / "params.yaml").resolve("streets", "pipa", 0)
-    training.train(run, run.folder)
-    return project.folder / run.folder
-
-
-def content(folder: Path) -> tuple[str, str]:
-    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
-
-
 def test_stopped_and_continued_is_undisturbed(
-    make_project: Callable[[str], Project], monkeypatch: pytest.MonkeyPatch
+    make_project: Callable[[str], Project], train_until: Callable[[Project, str, int], None]
 ) -> None:
     """Stopped with a bank half full."""
-    expected = content(train(pipa_project(make_project("whole"))))
+    expected = content(train(pipa_project(make_project("whole")), "pipa"))
     project = pipa_project(make_project("stopped"))
-    calls: list[int] = []
-
-    def stop(self: runtime.StopRequest, where: torch.device) -> bool:
-        calls.append(1)
-        return len(calls) == 3
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.StopRequest, "on_any_rank", stop)
-        with pytest.raises(Interrupted, match="step 3 of 6"):
-            train(project)
-    assert content(train(project)) == expected
+    train_until(project, "pipa", 3)
+    assert content(train(project, "pipa")) == expected
 
 
 SCRIPT = """
@@ -424,11 +390,7 @@ def test_two_ranks_train_like_one(make_project: Callable[[str], Project]) -> Non
     (project.folder / "script.py").write_text(SCRIPT)
     found = []
     for ranks in (1, 2):
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        path = os.pathsep.join(str(ROOT / "tests" / part) for part in ("methods", "."))
-        done = subprocess.run([*start, "script.py", f"{ranks}.pt"], cwd=project.folder, env={**os.environ, "PYTHONPATH": path},
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        launch(project, ranks, "script.py", f"{ranks}.pt")
         found.append(torch.load(project.folder / f"{ranks}.pt", weights_only=True))
     one, two = found
     assert (one["losses"] > 0).all()
@@ -451,4 +413,4 @@ def test_images_smaller_than_the_crops(project: Project) -> None:
     for crop, side in [(1.3, 40), (0.2, 0)]:
         pipa_project(project, crop=crop)
         with pytest.raises(UserError, match=rf"found crops of {side}x{side} .* 64x32, expected .*pipa\.patch\.crop"):
-            train(project)
+            train(project, "pipa")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from steps import BLOCKS, batch, built, content, from_scratch, history, run_of, train, train_on_ranks, with_head
 
-from tiny_project import ROOT, Project
+from tiny_project import Project
 from udaseg import params
-from udaseg.artifacts import file_hash
 from udaseg.checking import build as checked
-from udaseg.engine import runtime, trainer, training
 from udaseg.engine.optim import learning_rate
-from udaseg.errors import Interrupted, UserError
+from udaseg.errors import UserError
 from udaseg.evaluation.evaluate import evaluate_run
+from udaseg.losses import plain
 from udaseg.losses.plca import adaptive_smoothing, aggregated_features, feature_cycles, lovasz_softmax
-from udaseg.methods.base import Batch
 from udaseg.methods.plca import PlcaMethod, grid_of, mean_over_cycles, positions, resized
 
-BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 VARIANTS = [name for name in BLOCKS if name.split("-")[0] == "plca"]
 
 
@@ -37,10 +30,7 @@ def tiny(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     """Make a project that trains the blocks of the real params.yaml from random weights, six steps."""
 
     def make(name: str = "project", **changes: Any) -> Project:
-        project = make_project(name)
-        project.set("benchmarks/streets/init", {"default": "none"})
-        for key, value in {"steps": 6, "save_every": 2, "log_every": 1}.items():
-            project.set(f"benchmarks/streets/train/{key}", value)
+        project = from_scratch(make_project(name), steps=6, save_every=2, log_every=1)
         for variant in VARIANTS:
             project.set(f"methods/{variant}", BLOCKS[variant] | changes)
         return project
@@ -48,38 +38,8 @@ def tiny(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     return make
 
 
-def run_of(project: Project, name: str = "plca") -> params.Run:
-    return params.load(project.folder / "params.yaml").resolve("streets", name, 0)
-
-
 def method_of(project: Project, name: str = "plca") -> PlcaMethod:
-    found = trainer.build(run_of(project, name), torch.device("cpu"))
-    assert isinstance(found, PlcaMethod)
-    return found
-
-
-def batch(seed: int = 0, height: int = 32, width: int = 48) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (2, height // 8, width // 8), generator=g)
-    label = label.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-    label[:, :5] = 255
-    images = [torch.rand(2, 3, height, width, generator=g) for _ in range(2)]
-    return Batch([6, 7], images[0], label, images[1])
-
-
-def train(project: Project, name: str = "plca") -> Path:
-    run = run_of(project, name)
-    training.train(run, run.folder)
-    return project.folder / run.folder
-
-
-def content(folder: Path) -> tuple[str, str]:
-    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    with (folder / "history.csv").open() as handle:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+    return built(project, name, PlcaMethod)
 
 
 def test_native_schedules() -> None:
@@ -100,9 +60,7 @@ def test_native_schedules() -> None:
 )
 def test_one_step(tiny: Callable[..., Project], name: str, head: str) -> None:
     project = tiny(tile=5)
-    project.set("benchmarks/streets/model/head", head)
-    project.set("benchmarks/streets/model/dilations", [] if head == "segformer" else [6, 12])
-    project.set("benchmarks/streets/model/backbone_args", {"output_stride": 8} if head == "deeplabv2" else {})
+    with_head(project, head)
     method = method_of(project, name)
     (losses,) = method.losses(batch(), 0)
     total = torch.stack(list(losses.values())).sum()
@@ -162,27 +120,14 @@ def test_a_coarse_network_keeps_its_grid(tiny: Callable[..., Project]) -> None:
     assert all(value.isfinite() for value in losses.values())
 
 
-def stop_after(calls: int) -> Callable[[runtime.StopRequest, torch.device], bool]:
-    seen: list[int] = []
-
-    def stop(self: runtime.StopRequest, where: torch.device) -> bool:
-        seen.append(1)
-        return len(seen) == calls
-
-    return stop
-
-
 @pytest.mark.parametrize("max_pixels", [None, 9])
 def test_stopped_and_continued_is_undisturbed(
-    tiny: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, max_pixels: int | None
+    tiny: Callable[..., Project], train_until: Callable[[Project, str, int], None], max_pixels: int | None
 ) -> None:
-    undisturbed = content(train(tiny("undisturbed", max_pixels=max_pixels)))
+    undisturbed = content(train(tiny("undisturbed", max_pixels=max_pixels), "plca"))
     project = tiny("stopped", max_pixels=max_pixels)
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.StopRequest, "on_any_rank", stop_after(3))
-        with pytest.raises(Interrupted, match="step 3 of 6"):
-            train(project)
-    assert content(train(project)) == undisturbed
+    train_until(project, "plca", 3)
+    assert content(train(project, "plca")) == undisturbed
 
 
 def test_two_ranks_train_like_one(tiny: Callable[..., Project]) -> None:
@@ -194,14 +139,7 @@ def test_two_ranks_train_like_one(tiny: Callable[..., Project]) -> None:
         project.set("benchmarks/streets/model/dropout", 0.0)  # drop-out draws differ by rank
         # nearest neighbours are decisions: where rounding grows with the steps, one of them falls otherwise
         project.set("benchmarks/streets/train/optimizer/lr", 1e-6)
-        if ranks == 1:
-            found.append(rows(train(project)))
-            continue
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [*start, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "plca"]
-        done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        found.append(rows(project.folder / "results/streets/plca/seed0"))
+        found.append(history(train(project, "plca")) if ranks == 1 else train_on_ranks(project, "plca", ranks))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     for one, two in zip(*found, strict=True):
         assert one == pytest.approx(two, rel=1e-3), (one, two)
@@ -231,7 +169,7 @@ def test_off_is_the_same_recipe_without_association(tiny: Callable[..., Project]
     project = tiny()
     on, off = (dataclasses.asdict(run_of(project, name).method) for name in ("plca", "plca-off"))
     assert {key for key in on if on[key] != off[key]} == {"levels"}
-    kept = rows(train(project, "plca-off"))[0]
+    kept = history(train(project, "plca-off"))[0]
     assert set(kept) == {"step", "learning_rate", "source", "lovasz", "smoothing_source", "smoothing_target"}
 
 
@@ -266,27 +204,25 @@ def test_aggregation_at_test_time(tiny: Callable[..., Project]) -> None:
     method, b = method_of(project).eval(), batch()
     with torch.no_grad():
         method.student.head.classify.weight.mul_(100)  # type: ignore[union-attr, operator]  # untrained it says nothing
-    (predict,) = method.test_views(run_of(project), method.student).values()
+    (predict,) = method.test_views(run_of(project, "plca"), method.student).values()
     with torch.inference_mode():
         found = predict(b.image, (32, 48)).softmax(1)
     student = method.student
     output = student(b.image)
     x = positions(resized(output.feature, (4, 6)))
-    unit = F.normalize(x, dim=2)
-    d = unit @ unit.mT
-    x = 0.7 * x + 0.3 * (d / d.std(dim=2, keepdim=True).clamp(min=1e-4)).softmax(2) @ x
+    x = plain.plca_aggregation(x, plain.plca_standardised(plain.plca_cosine(x, x)), 0.3)
     p = student.classify(x.mT.reshape(2, -1, 4, 6)).softmax(1).flatten(2).mT
-    p = 0.7 * p + 0.3 * (p @ (p + 1e-10).log().mT).softmax(2) @ p
+    p = plain.plca_aggregation(p, plain.plca_divergence(p, p), 0.3)
     expected = F.interpolate(p.mT.reshape(2, -1, 4, 6), size=(32, 48), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (expected - student.predict(b.image, (32, 48)).softmax(1)).abs().max() > 0.01
-    assert method.test_views(run_of(tiny("off", aggregation=0.0)), student) == {}
+    assert method.test_views(run_of(tiny("off", aggregation=0.0), "plca"), student) == {}
 
 
 def test_scored_with_and_without_aggregation(tiny: Callable[..., Project]) -> None:
     project = tiny()
-    train(project)
-    assert "aggregated" in evaluate_run(run_of(project))
+    train(project, "plca")
+    assert "aggregated" in evaluate_run(run_of(project, "plca"))
     metrics = json.loads((project.folder / "results/streets/plca/seed0/metrics.json").read_text())
     assert 0 <= metrics["other"]["aggregated"]["miou"] <= 100 and "miou" in metrics
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import steps
 import torch
-import yaml
+from steps import BLOCKS, built_with_term, content, from_scratch, train, train_on_ranks, with_head
 from torch import Tensor
 
-from tiny_project import ROOT, Project
-from udaseg import params
-from udaseg.artifacts import file_hash
-from udaseg.engine import runtime, trainer, training
-from udaseg.errors import Interrupted, UserError
+from tiny_project import Project
+from udaseg.errors import UserError
 from udaseg.losses.segmentation import cell_labels
 from udaseg.methods.base import Batch
 from udaseg.methods.self_training import SelfTrainingMethod
 from udaseg.methods.sepico import SepicoTerm
 
-BLOCKS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
 LOSSES = {f"sepico_{domain}{name}" for domain in ("source", "target") for name in ("", "_regulariser")}
 
 
@@ -32,44 +26,28 @@ def sepico(make_project: Callable[[str], Project]) -> Callable[..., Project]:
     """A project whose method `sepico` is the block of params.yaml, small and from its second step on."""
 
     def make(name: str = "project", block: str = "sepico", **changes: Any) -> Project:
-        project = make_project(name)
+        project = from_scratch(make_project(name), steps=6, log_every=1)
         term = BLOCKS[block]["sepico"] | {"width": 1.0, "start": 0.34} | changes
         project.set("methods/sepico", BLOCKS[block] | {"sepico": term})
-        project.set("benchmarks/streets/init", {"default": "none"})
-        project.set("benchmarks/streets/train/steps", 6)
-        project.set("benchmarks/streets/train/log_every", 1)
         return project
 
     return make
 
 
 def built(project: Project) -> tuple[SelfTrainingMethod, SepicoTerm]:
-    run = params.load(project.folder / "params.yaml").resolve("streets", "sepico", 0)
-    method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingMethod)
-    term = method.terms["sepico"]
-    assert isinstance(term, SepicoTerm)
-    return method, term
+    return built_with_term(project, "sepico", SepicoTerm)
 
 
 def batch(seed: int = 0) -> Batch:
+    """Targets are whole images, with ten crops to choose from."""
     g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 3, (2, 4, 6), generator=g).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    label[:, :, :5] = 255
     corners = torch.stack([torch.zeros(2, 10, dtype=torch.long), torch.randint(0, 49, (2, 10), generator=g)], dim=2)
-    image, target = torch.rand(2, 3, 32, 48, generator=g), torch.rand(2, 3, 32, 96, generator=g)
-    return Batch([2 * seed, 2 * seed + 1], image, label, target, corners=corners)
+    b = steps.batch(seed, classes=3)
+    return Batch([2 * seed, 2 * seed + 1], b.image, b.label, torch.rand(2, 3, 32, 96, generator=g), corners=corners)
 
 
 def passes(method: SelfTrainingMethod, b: Batch, step: int) -> dict[str, Tensor]:
     return {name: loss for losses in method.losses(b, step) for name, loss in losses.items()}
-
-
-def train(project: Project) -> tuple[str, str]:
-    run = params.load(project.folder / "params.yaml").resolve("streets", "sepico", 0)
-    training.train(run, run.folder)
-    folder = project.folder / run.folder
-    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -80,10 +58,7 @@ def test_contrast_teaches_encoder_and_projection_only(
     sepico: Callable[..., Project], head: str, dilations: list[int], prototype: str
 ) -> None:
     project = sepico(prototype=prototype, temperature=0.1)
-    project.set("benchmarks/streets/model/head", head)
-    project.set("benchmarks/streets/model/dilations", dilations)
-    if head == "deeplabv2":
-        project.set("benchmarks/streets/model/backbone_args", {"output_stride": 8})
+    with_head(project, head, dilations)
     method, term = built(project)
     assert term.head.levels == (1 if head == "deeplabv2" else 4)
     losses = passes(method, batch(), 3)
@@ -156,18 +131,14 @@ def test_released_lets_unseen_classes_compete(sepico: Callable[..., Project]) ->
 
 @pytest.mark.parametrize("prototype", ["dist", "bank"])
 def test_stopped_and_continued_is_undisturbed(
-    sepico: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, prototype: str
+    sepico: Callable[..., Project], train_until: Callable[[Project, str, int], None], prototype: str
 ) -> None:
     bank = {"length": 3, "span": 1.0, "zero": True}
-    expected = train(sepico("whole", prototype=prototype, bank=bank))
-    assert set(expected[1].splitlines()[0].split(",")) > LOSSES
+    undisturbed = content(train(sepico("whole", prototype=prototype, bank=bank), "sepico"))
+    assert set(undisturbed[1].splitlines()[0].split(",")) > LOSSES
     project = sepico("stopped", prototype=prototype, bank=bank)
-    calls: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.StopRequest, "on_any_rank", lambda self, where: calls.append(1) or len(calls) == 4)
-        with pytest.raises(Interrupted, match="step 4 of 6"):
-            train(project)
-    assert train(project) == expected
+    train_until(project, "sepico", 4)
+    assert content(train(project, "sepico")) == undisturbed
 
 
 def test_two_ranks_train_like_one(sepico: Callable[..., Project]) -> None:
@@ -177,12 +148,7 @@ def test_two_ranks_train_like_one(sepico: Callable[..., Project]) -> None:
         project = sepico(f"ranks{ranks}", prototype="bank", start=0.0, temperature=0.5)
         project.set("benchmarks/streets/train/steps", 3)
         project.set("benchmarks/streets/model/dropout", 0.0)  # drop-out draws differ by rank
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command = [*start, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "sepico"]
-        done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        with (project.folder / "results/streets/sepico/seed0/history.csv").open() as handle:
-            found[ranks] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+        found[ranks] = train_on_ranks(project, "sepico", ranks)
     assert found[1][0] == pytest.approx(found[2][0], rel=1e-5)
     for one, two in zip(found[1], found[2], strict=True):
         assert set(one) > LOSSES and one == pytest.approx(two, rel=2e-3)
@@ -192,15 +158,14 @@ def test_published_blocks_train(sepico: Callable[..., Project]) -> None:
     for block in ("sepico-released", "sepico-sharp", "sepico-bank"):
         project = sepico(block, block, start=0.0)
         project.set("benchmarks/streets/train/steps", 2)
-        train(project)
+        train(project, "sepico")
 
 
 def test_off_twin_has_the_recipe_without_the_term(sepico: Callable[..., Project]) -> None:
     project = sepico()
     project.set("methods/sepico", BLOCKS["sepico-off"])
-    run = params.load("params.yaml").resolve("streets", "sepico", 0)
-    method = trainer.build(run, torch.device("cpu"))
-    assert isinstance(method, SelfTrainingMethod) and not method.terms
+    method = steps.built(project, "sepico", SelfTrainingMethod)
+    assert not method.terms
     assert set(passes(method, batch(), 3)) == {"source", "mixed"}
 
 
@@ -267,4 +232,4 @@ def test_day_reference_needs_day_images(sepico: Callable[..., Project]) -> None:
     project = sepico()
     night(project)
     with pytest.raises(UserError, match="no day reference"):
-        train(project)
+        train(project, "sepico")

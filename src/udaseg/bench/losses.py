@@ -1,7 +1,7 @@
 """Time and peak memory of each contrastive loss at its paper's size, against the form that its equation suggests.
 
-The plain forms below are that: everything at once, differentiated by autograd. Ratios of one call can be quoted, absolute
-times belong to the machine. Extra passes through the network are counted apart: they, not the losses, are what methods cost.
+That is `losses/plain.py`: everything at once, differentiated by autograd. Ratios of one call can be quoted, absolute times
+belong to the machine. Extra passes through the network are counted apart: they, not the losses, are what methods cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from udaseg.engine import provenance, runtime
-from udaseg.losses import association, bcl, cluda, pipa, plca, sepico
+from udaseg.losses import association, bcl, cluda, pipa, plain, plca, sepico
 from udaseg.models import build_model
 from udaseg.params import Params
 
@@ -76,11 +76,11 @@ def bench_losses(p: Params, shrink: int = 1) -> str:
         operations = case.operations or counted(case.ours, case.inputs)
         row |= {"gigaoperations": round(operations / 1e9, 4), "share_of_step": round(operations / step, 7)}
         if case.plain is not None:
-            plain = measure(case.plain, case.inputs, device)
-            row |= {f"plain_{key}": value for key, value in plain.items() if key != "value"}
-            row["times_faster"] = round(plain["seconds"] / row["seconds"], 2)
-            row["memory_ratio"] = round(row["peak_mb"] / max(plain["peak_mb"], 1e-9), 3)
-            row["difference"] = abs(plain["value"] - row["value"])
+            dense = measure(case.plain, case.inputs, device)
+            row |= {f"plain_{key}": value for key, value in dense.items() if key != "value"}
+            row["times_faster"] = round(dense["seconds"] / row["seconds"], 2)
+            row["memory_ratio"] = round(row["peak_mb"] / max(dense["peak_mb"], 1e-9), 3)
+            row["difference"] = abs(dense["value"] - row["value"])
         if case.products is not None:
             row["times_its_products"] = round(row["seconds"] / timed(case.products, device), 2)
         result["losses"][name] = row
@@ -184,11 +184,7 @@ def bcl_contrast(g: torch.Generator, device: torch.device, shrink: int) -> Case:
         counts = bcl.label_counts(label, (side, side), CLASSES)
         return bcl.contrast(bcl.cosine(f, v), present, counts, 0.1)
 
-    def plain(f: Tensor, v: Tensor) -> Tensor:
-        similarity = torch.einsum("bdhw,bkd->bkhw", F.normalize(f, dim=1), F.normalize(v, dim=2))
-        return F.cross_entropy(F.interpolate(similarity, size=(full, full)) / 0.1, label)
-
-    return Case(ours, plain, (features, vectors))
+    return Case(ours, lambda f, v: plain.bcl_contrast(f, label, v, present, 0.1), (features, vectors))
 
 
 def plca_operands(
@@ -216,14 +212,9 @@ def plca_case(source: Tensor, target: Tensor, label: Tensor, product: int) -> Ca
         total, kept, *_ = association.match([s], [t], label, 1e-10, 256, False)
         return total / kept.sum().clamp(min=1)
 
-    def plain(s: Tensor, t: Tensor) -> Tensor:
+    def dense(s: Tensor, t: Tensor) -> Tensor:
         similarity = s @ t.mT
-        there = (similarity / similarity.std(dim=2, keepdim=True).detach()).log_softmax(dim=2)
-        back = (similarity.mT / similarity.mT.std(dim=2, keepdim=True).detach()).log_softmax(dim=2)
-        first, j = there.max(dim=2)
-        second, i = back.max(dim=2)
-        kept = label.gather(1, i.gather(1, j)) == label
-        return -(first + second.gather(1, j))[kept].mean()
+        return plain.plca_association(similarity, similarity.mT, label)[0]
 
     def products() -> None:
         """Scores forward and again backward, and the gradients of both sides."""
@@ -233,7 +224,7 @@ def plca_case(source: Tensor, target: Tensor, label: Tensor, product: int) -> Ca
                 scores = rows @ target.mT
                 (scores @ target, scores.mT @ rows)
 
-    return Case(ours, plain, (source, target), 4 * product, products)
+    return Case(ours, dense, (source, target), 4 * product, products)
 
 
 def plca_aggregation(g: torch.Generator, device: torch.device, shrink: int) -> Case:
@@ -242,13 +233,11 @@ def plca_aggregation(g: torch.Generator, device: torch.device, shrink: int) -> C
     def ours(x: Tensor) -> Tensor:
         return plca.aggregated_features(x, alpha=0.5, floor=1e-10, tile=256).square().mean()
 
-    def plain(x: Tensor) -> Tensor:
-        unit = F.normalize(x[0], dim=1)
-        similarity = unit @ unit.T
-        weight = (similarity / similarity.std(dim=1, keepdim=True).detach()).softmax(dim=1)
-        return torch.lerp(x[0], weight @ x[0], 0.5).square().mean()
+    def dense(x: Tensor) -> Tensor:
+        scores = plain.plca_standardised(plain.plca_cosine(x, x))
+        return plain.plca_aggregation(x, scores, 0.5).square().mean()
 
-    return Case(ours, plain, (features,), 7 * product)
+    return Case(ours, dense, (features,), 7 * product)
 
 
 # --- SePiCo ----------------------------------------------------------------------------------------------------------
@@ -264,23 +253,17 @@ def sepico_statistics(g: torch.Generator, device: torch.device, shrink: int) -> 
     key, label = sepico_cells(g, device, shrink)
     key = key.detach()
     mean = randn(g, device, CLASSES, 512).double() * 0.01
+    old = sepico.Statistics(mean.new_full((CLASSES,), 100.0), mean, mean.square())
 
     def ours() -> Tensor:
-        old = sepico.Statistics(mean.new_full((CLASSES,), 100.0), mean, mean.square())
         new, _ = sepico.merged(old, sepico.class_sums(key, label, mean))
         return new.variance.mean() + new.mean.mean()
 
-    def plain() -> Tensor:
-        member = F.one_hot(label, CLASSES).float()[..., None]  # N x C x 1
-        each = key[:, None] * member  # N x C x A
-        number = member.sum(dim=0)
-        centre = each.sum(dim=0) / number
-        spread = ((each - centre) * member).square().sum(dim=0) / number
-        w = number / (number + 100)
-        variance = (1 - w) * mean.square() + w * spread + w * (1 - w) * (mean - centre).square()
-        return (variance.mean() + ((1 - w) * mean + w * centre).mean()).double()
+    def dense() -> Tensor:
+        _, mean, variance = plain.sepico_statistics(key, label, *old)
+        return variance.mean() + mean.mean()
 
-    return Case(ours, plain, ())
+    return Case(ours, dense, ())
 
 
 def sepico_proto(g: torch.Generator, device: torch.device, shrink: int) -> Case:
@@ -288,7 +271,7 @@ def sepico_proto(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     mean, seen = randn(g, device, CLASSES, 512), torch.ones(CLASSES, dtype=torch.bool, device=device)
     return Case(
         lambda x: sepico.proto_contrast(x, label, mean, seen, 100.0),
-        lambda x: F.cross_entropy(x @ mean.T / 100.0, label),
+        lambda x: plain.sepico_proto(x, label, mean, seen, 100.0),
         (q,),
     )
 
@@ -297,27 +280,22 @@ def sepico_dist(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     q, label = sepico_cells(g, device, shrink)
     mean, seen = randn(g, device, CLASSES, 512), torch.ones(CLASSES, dtype=torch.bool, device=device)
     variance = mean.square() / 100
-
-    def plain(x: Tensor) -> Tensor:
-        spread = ((x[:, None] ** 2) * variance).sum(dim=2) / 2e4  # N x C x A
-        own = (x.square() * variance[label]).sum(dim=1) / 2e4
-        return (F.cross_entropy(x @ mean.T / 100.0 + spread, label, reduction="none") + own).mean()
-
-    return Case(lambda x: sepico.dist_contrast(x, label, mean, variance, seen, 100.0), plain, (q,))
+    return Case(
+        lambda x: sepico.dist_contrast(x, label, mean, variance, seen, 100.0),
+        lambda x: plain.sepico_dist(x, label, mean, variance, seen, 100.0),
+        (q,),
+    )
 
 
 def sepico_bank(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     q, label = sepico_cells(g, device, shrink)
     bank = F.normalize(randn(g, device, CLASSES, 200, 512).relu_(), dim=2)
     pushed = torch.full((CLASSES,), 200, device=device)
-
-    def plain(x: Tensor) -> Tensor:
-        similarity = torch.einsum("na,cma->ncm", x, bank) / 100.0  # N x C x M
-        own = F.one_hot(label, CLASSES).bool()
-        log_z = similarity.mean(dim=2).masked_fill(own, -torch.inf).logsumexp(dim=1, keepdim=True)
-        return F.softplus(log_z - similarity[own]).mean(dim=1).mean()
-
-    return Case(lambda x: sepico.bank_contrast(x, label, bank, pushed, 100.0), plain, (q,))
+    return Case(
+        lambda x: sepico.bank_contrast(x, label, bank, pushed, 100.0),
+        lambda x: plain.sepico_bank(x, label, bank, pushed, 100.0),
+        (q,),
+    )
 
 
 # --- PiPa, CLUDA -----------------------------------------------------------------------------------------------------
@@ -349,14 +327,10 @@ def pipa_patch(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     query, positive, keys = (F.normalize(randn(g, device, 1, k, 128), dim=2) for k in (n, n, m))
     tag, key_tag = labels(g, device, 1, n), labels(g, device, 1, m)
     weight = torch.full((1, n), 1 / n, device=device)
-
-    def plain(q: Tensor) -> Tensor:
-        own = (q * positive).sum(dim=2, keepdim=True) / 0.1
-        negative = (q @ keys.mT / 0.1).masked_fill(tag[..., None] == key_tag[:, None], -torch.inf)
-        return (-torch.cat([own, negative], dim=2).log_softmax(dim=2)[..., 0] * weight).sum()
-
     return Case(
-        lambda q: pipa.patch_contrast(q, positive, tag, weight, keys, key_tag, 0.1), plain, (query.requires_grad_(),)
+        lambda q: pipa.patch_contrast(q, positive, tag, weight, keys, key_tag, 0.1),
+        lambda q: plain.pipa_patch(q, positive, tag, weight, keys, key_tag, 0.1),
+        (query.requires_grad_(),),
     )
 
 
@@ -368,18 +342,7 @@ def cluda_operands(g: torch.Generator, device: torch.device, shrink: int) -> tup
 
 def cluda_single(g: torch.Generator, device: torch.device, shrink: int) -> Case:
     features, label, weight = cluda_operands(g, device, shrink)
-
-    def plain(x: Tensor) -> Tensor:
-        unit = F.normalize(x, dim=1)
-        similarity = unit @ unit.T
-        same = label[:, None] == label
-        negatives = (similarity.exp() * ~same).sum(dim=1, keepdim=True)
-        loss = -(similarity.exp() / (similarity.exp() + negatives)).log()
-        positive = same & ~torch.eye(len(label), dtype=torch.bool, device=device)
-        pairs = loss * positive * weight[:, None] * weight
-        return (pairs.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
-
-    return Case(lambda x: cluda.pixel_contrast(x, label, weight), plain, (features,))
+    return Case(lambda x: cluda.pixel_contrast(x, label, weight), lambda x: plain.cluda(x, label, weight), (features,))
 
 
 CASES: dict[str, Callable[[torch.Generator, torch.device, int], Case]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,8 +81,8 @@ def test_a_feature_belongs_to_its_cell(make_run: MakeRun, data: Data) -> None:
 
 def test_every_network_is_looked_at_in_the_same_places(make_run: MakeRun, data: Data) -> None:
     class Other(Pooled):
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images).flip(1) + 1
+        def forward(self, images: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(feature=super().forward(images).feature.flip(1) + 1)
 
     one, other = draw(make_run()), draw(make_run(), Other())
     assert places(one[0]) == places(other[0]) and one[1] == other[1]
@@ -138,8 +139,8 @@ def test_fewer_than_two_classes_are_an_error(classes: int, make_run: MakeRun, da
 @pytest.mark.parametrize("value", [float("nan"), 1.0])
 def test_features_of_a_diverged_network_are_an_error(value: float, make_run: MakeRun, data: Data) -> None:
     class Diverged(Pooled):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.full_like(super().forward(images), value)
+        def forward(self, images: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(feature=torch.full_like(super().forward(images).feature, value))
 
     with pytest.raises(UserError, match="found features that are not finite or all the same"):
         draw(make_run(), Diverged())
