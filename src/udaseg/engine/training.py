@@ -50,13 +50,17 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
         leftover.unlink(missing_ok=True)
     fingerprint = fingerprint_of(run)
     if is_done(folder, fingerprint):
-        log.info("%s is trained already with these parameters, code and data; delete it to train again", folder)
+        log.info(
+            "%s is trained already with these parameters, code and data; to train again delete it and %s",
+            *(folder, kept_place(folder)),
+        )
         shutil.rmtree(restart, ignore_errors=True)
         return
     kept = kept_place(folder)
     for finished in (kept, *run.twins):
         if finished != folder and is_done(finished, fingerprint):
-            adopt(finished, folder, run.method_name)
+            if ranks.rank() == 0:
+                adopt(finished, folder, run.method_name)
             return
     method = build(run, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)

@@ -3,7 +3,6 @@
 Names are timm's; official MiT files (SegFormer, NeurIPS 2021) are translated. docs/models.md.
 """
 
-import hashlib
 import logging
 import os
 import pickle
@@ -18,6 +17,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
+from udaseg.artifacts import file_hash
 from udaseg.errors import UserError
 from udaseg.models.files import check_state, load_model_file
 from udaseg.models.segmenter import Segmenter
@@ -84,7 +84,7 @@ def load_encoder_weights(model: Segmenter, spec: ModelSpec, init: str) -> dict[s
     check_state(encoder_state, {**used, **counters}, path)
     model.encoder.body.load_state_dict({**used, **counters})
 
-    checksum = _sha256(path)
+    checksum = file_hash(path)
     log.info(
         "encoder weights: %s from %s, sha256 %s, %d tensors matched; only in the encoder: %s; only in the file: %s",
         *(spec.backbone, path, checksum, len(used), _summary(missing), _summary(unexpected)),
@@ -199,11 +199,6 @@ def _download(backbone: str, tag: str) -> Path:
             f"model.weights: could not download {repository} ({type(error).__name__}: {str(error).splitlines()[0]}); "
             f"expected a network connection or weights/{backbone}.{tag}.safetensors in the folder UDASEG_MIRROR"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _summary(names: list[str]) -> str:
