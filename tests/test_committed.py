@@ -15,6 +15,7 @@ import yaml
 from tiny_project import ROOT
 from udaseg import params
 from udaseg.comparison import compare
+from udaseg.recipes import papers
 
 REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
 
@@ -101,3 +102,13 @@ def test_links_in_the_documents_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_paper_has_its_page_and_the_readme_links_it() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name, paper in papers().items():
+        page = f"docs/methods/{paper.page or name}.md"
+        assert (ROOT / page).is_file(), page
+        assert paper.broken is None and paper.colour, name
+        if name not in ("oracle", "source_only"):
+            assert f"| `{name}` |" in text and f"({page})" in text, name

@@ -1,4 +1,4 @@
-"""Two overlapping crops: geometry of PiPa's specification (P7, P7b), pixels that agree, purity."""
+"""Two overlapping crops: geometry of docs/methods/pipa.md, oracles p7, p7b, pixels that agree, purity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The n-th pair is a pure function of (seed, n); crops, flips and rare classes follow the specification."""
+"""The n-th pair is a pure function of (seed, n); crops, flips and rare classes follow docs/methods/self_training.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter groups and optimisers of the base specification, section 4."""
+"""Parameter groups and optimisers of the DAFormer family (docs/methods/self_training.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BCL: oracles of its specification, loop versions, properties. (O10, O11: tests/methods/test_static_labels.py; O13, O14: tests/methods/test_bcl.py.)"""
+"""BCL: oracles of docs/methods/bcl.md, loop versions, properties. (O10, O11: tests/methods/test_static_labels.py; O13, O14: tests/methods/test_bcl.py.)"""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ def test_nearest_is_exact_where_a_float_factor_is_not() -> None:
 
 
 def test_counting_a_fused_label_equals_adding_dynamic_cells() -> None:
-    """The label-size fusion of section 2.4 gives each cell its static pixels and, for the holes, its dynamic class."""
+    """The label-size fusion gives each cell its static pixels and, for the holes, its dynamic class."""
     g = torch.Generator().manual_seed(7)
     static = torch.randint(0, 4, (2, 11, 17), generator=g)
     static[static == 3] = 255

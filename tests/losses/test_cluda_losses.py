@@ -1,4 +1,4 @@
-"""CLUDA's contrast: oracles C1 to C12 of the specification, loop versions, and what must hold on any input."""
+"""CLUDA's contrast: oracles c1 to c12 of docs/methods/cluda.md, loop versions, and what must hold on any input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE = torch.ones(4, dtype=torch.float64)
 CROP = torch.tensor([True, False, True, False])
 BLEND = torch.tensor([0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
 C7 = torch.stack([E[0], 0 * E[0], E[1], 0 * E[1]])
-EXACT = 1e-7  # the specification gives seven decimals
+EXACT = 1e-7  # oracles have seven decimals
 
 
 def test_cluda_c1() -> None:

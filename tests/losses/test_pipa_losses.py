@@ -1,4 +1,4 @@
-"""PiPa's pixel and patch contrast: oracles P1 to P11 of its specification, loop versions, properties.
+"""PiPa's pixel and patch contrast: oracles p1 to p11 of docs/methods/pipa.md, loop versions, properties.
 
 P7 and P7b, the geometry of the crops, are in tests/data/test_pairs.py; P12 and P13 in tests/methods/test_pipa.py.
 """

@@ -1,4 +1,4 @@
-"""PLCA's losses against their plain form and loops, in float64, and the oracles 5.1 to 5.11 of its specification."""
+"""PLCA's losses against their plain form and loops, in float64, and the oracles 5_1 to 5_11 of docs/methods/plca.md."""
 
 from __future__ import annotations
 
@@ -427,7 +427,7 @@ def test_of_equals_the_first_is_chosen() -> None:
 
 
 def test_a_row_without_information_is_uniform() -> None:
-    """One entry an ulp above equal ones must not win (section 4.3); the released floor lets it."""
+    """One entry an ulp above equal ones must not win; the released floor lets it."""
     query = torch.ones(1, 1, 1)
     key = torch.tensor([0.9, math.nextafter(0.9, 1.0) + 6e-8, 0.9, 0.9, 0.9]).view(1, 5, 1)
     value = torch.eye(5)[None]
@@ -478,7 +478,7 @@ def test_half_precision(level: str) -> None:
 
 
 def test_bf16_products_change_little_where_features_cluster() -> None:
-    """What section 4.3 measured: the loss within 5e-4, and the same classes reached."""
+    """The loss within 5e-4, and the same classes reached."""
     g = torch.Generator().manual_seed(0)
     centres = torch.rand(8, 512, generator=g)
     kind = torch.randint(0, 8, (2, 512), generator=g)

@@ -1,4 +1,4 @@
-"""Cross-entropy, cell labels and feature distance: oracles O8 to O10 of the base specification, and loop versions."""
+"""Cross-entropy, cell labels and feature distance: oracles o8 to o10 of docs/methods/self_training.md, and loop versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SePiCo's losses and statistics: the oracles of its specification (float64), loop versions and invariances."""
+"""SePiCo's losses and statistics: the oracles of docs/methods/sepico.md (float64), loop versions and invariances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The self-training step's parts against the oracles of the base specification (numbers computed there in float64)."""
+"""The self-training step's parts against the oracles of docs/methods/self_training.md."""
 
 from __future__ import annotations
 

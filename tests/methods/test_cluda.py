@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from steps import batch, built_with_term, content, from_scratch, history, launch, run_of, train
 from torch import Tensor
 
 from tiny_project import RAW, Project
 from udaseg import params, ranks
-from udaseg.artifacts import file_hash
-from udaseg.engine import runtime, trainer, training
-from udaseg.errors import Interrupted, UserError
+from udaseg.errors import UserError
 from udaseg.losses.cluda import detail_on_grid, multi_resolution_contrast, on_grid, pixel_contrast, rows
 from udaseg.methods import create
 from udaseg.methods.base import Batch
@@ -45,38 +39,11 @@ def with_cluda(project: Project, steps: int = 4, **block: Any) -> Project:
     recipe = {**RAW["methods"]["self_training"], "variant": variant, "terms": ["cluda"], "cluda": {**BLOCK, **block}}
     project.raw["methods"]["cluda"] = recipe
     project.raw["methods"]["cluda-off"] = {**recipe, "terms": []}
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set("benchmarks/streets/train/steps", steps)
-    return project
-
-
-def run_of(project: Project, method: str = "cluda") -> params.Run:
-    return params.load(project.folder / "params.yaml").resolve("streets", method, 0)
+    return from_scratch(project, steps=steps)
 
 
 def term_of(project: Project) -> tuple[SelfTrainingMethod, CludaTerm]:
-    method = trainer.build(run_of(project), torch.device("cpu"))
-    assert isinstance(method, SelfTrainingMethod)
-    term = method.terms["cluda"]
-    assert isinstance(term, CludaTerm)
-    return method, term
-
-
-def batch(size: tuple[int, int] = (32, 48)) -> Batch:
-    g = torch.Generator().manual_seed(0)
-    label = torch.randint(0, 4, (2, size[0] // 8, size[1] // 8), generator=g)
-    label = label.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    label[:, :, :9] = 255
-    return Batch([6, 7], torch.rand(2, 3, *size, generator=g), label, torch.rand(2, 3, *size, generator=g))
-
-
-def content(folder: Path) -> tuple[str, str]:
-    return file_hash(folder / "model.safetensors"), (folder / "history.csv").read_text()
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    with (folder / "history.csv").open() as handle:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+    return built_with_term(project, "cluda", CludaTerm)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +124,7 @@ def detail_network(run: params.Run) -> WithDetail:
 
 
 def with_detail(project: Project, **block: Any) -> tuple[WithDetail, CludaTerm]:
-    run = run_of(with_cluda(project, **block))
+    run = run_of(with_cluda(project, **block), "cluda")
     student = detail_network(run)
     return student, CludaTerm(student, run)
 
@@ -235,22 +202,17 @@ def test_anchors_are_a_draw_of_each_image_s_own(project: Project) -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_trains_and_resumes_with_the_same_bits(
-    make_project: Callable[[str], Project], monkeypatch: pytest.MonkeyPatch, variant: str
+    make_project: Callable[[str], Project], train_until: Callable[[Project, str, int], None], variant: str
 ) -> None:
     found = []
-    for stop_after in (None, 2):
-        project = with_cluda(make_project(f"stop{stop_after}"), variant=variant, anchors=7)
-        run = run_of(project)
-        if stop_after:
-            with monkeypatch.context() as patch:
-                calls: list[int] = []
-                patch.setattr(runtime.StopRequest, "on_any_rank", lambda *_: calls.append(1) or len(calls) == 2)  # noqa: B023
-                with pytest.raises(Interrupted, match="step 2 of 4"):
-                    training.train(run, run.folder)
-        training.train(run, run.folder)
-        found.append(content(project.folder / run.folder))
+    for stopped in (False, True):
+        project = with_cluda(make_project(f"stopped{stopped}"), variant=variant, anchors=7)
+        if stopped:
+            train_until(project, "cluda", 2)
+        folder = train(project, "cluda")
+        found.append(content(folder))
     assert found[0] == found[1]
-    assert {"cluda_source", "cluda_mixed"} <= set(history(project.folder / run.folder)[0])
+    assert {"cluda_source", "cluda_mixed"} <= set(history(folder)[0])
 
 
 CASES: list[dict[str, Any]] = [
@@ -268,7 +230,7 @@ def on_all_ranks(project: Project) -> list[dict[str, Tensor]]:
     for case in CASES:
         block = dict(case)
         network = detail_network if block.pop("detail", False) else None
-        run = run_of(with_cluda(project, stride=4, **block))
+        run = run_of(with_cluda(project, stride=4, **block), "cluda")
         torch.manual_seed(0)
         student = network(run) if network else build_model(run.benchmark.model, len(run.classes))
         method = ranks.use_global_batch_norm(create(run, student)).train()
@@ -302,10 +264,7 @@ ranks.leave()
 def test_two_ranks_have_losses_and_gradients_of_one(project: Project) -> None:
     project.set("benchmarks/streets/model/dropout", 0.0)  # drop-out draws differ by rank
     (project.folder / "script.py").write_text(SCRIPT.replace("RAW)", f"{project.raw!r})"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
-    done = subprocess.run(launch, cwd=project.folder, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    launch(project, 2, "script.py")
     two = torch.load(project.folder / "rank0/found.pt", weights_only=True)
     for one, both in zip(on_all_ranks(project), two, strict=True):
         assert one.keys() == both.keys() >= {"cluda_source", "cluda_mixed"}
@@ -315,7 +274,7 @@ def test_two_ranks_have_losses_and_gradients_of_one(project: Project) -> None:
 
 def test_off_twin_is_plain_self_training(project: Project) -> None:
     with_cluda(project)
-    assert run_of(project, "cluda-off").hash == run_of(project, "self_training").hash != run_of(project).hash
+    assert run_of(project, "cluda-off").hash == run_of(project, "self_training").hash != run_of(project, "cluda").hash
 
 
 @pytest.mark.parametrize(

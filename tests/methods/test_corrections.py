@@ -13,24 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
+from steps import BLOCKS, RAW, built, from_scratch, with_head
 from torch import Tensor
 
 from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.classes import IGNORE, NAMES, class_space
 from udaseg.comparison import published, tables
-from udaseg.engine.trainer import build
 from udaseg.errors import UserError
 from udaseg.evaluation import confusion, scores
 from udaseg.losses import bcl
+from udaseg.methods.bcl import BclMethod
+from udaseg.methods.plca import PlcaMethod
 from udaseg.methods.step import augment
 from udaseg.params import Params
 from udaseg.recipes.self_training import Blur, Jitter
-
-RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
-CPU = torch.device("cpu")
 
 
 def test_k1_entropy_of_bcl() -> None:
@@ -66,14 +64,12 @@ def test_k1_the_released_gradient_is_smaller(scale: float, ratio: float) -> None
 def test_k1_only_the_released_variant_has_it(
     method: str, twice: bool, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set(f"methods/{method}", RAW["methods"][method] | {"split_stem": False, "init": "none"})
-    run = params.load(project.folder / "params.yaml").resolve("streets", method, 0)
-    method_ = build(run, CPU)
+    from_scratch(project).set(f"methods/{method}", BLOCKS[method] | {"split_stem": False, "init": "none"})
+    method_ = built(project, method, BclMethod)
     seen: list[bool] = []
     monkeypatch.setattr(bcl, "entropy", lambda logits, *, twice: seen.append(twice) or logits.sum())
     output = method_.student(torch.zeros(1, 3, 32, 48))
-    method_.entropy(output, torch.zeros(1, 32, 48, dtype=torch.long))  # type: ignore[operator]
+    method_.entropy(output, torch.zeros(1, 32, 48, dtype=torch.long))
     assert seen == [twice]
 
 
@@ -194,7 +190,7 @@ def test_k3_brightness_adds_and_contrast_multiplies_about_zero() -> None:
 
 
 def test_k3_every_recipe_says_kornia_and_the_default_keeps_old_hashes() -> None:
-    for name, block in RAW["methods"].items():
+    for name, block in BLOCKS.items():
         if "jitter" in block:
             assert block["jitter"]["definition"] == "kornia", name
     assert Jitter(0.8, 0.2).definition == "torchvision"
@@ -249,14 +245,10 @@ def test_k4_native_keys_are_checked() -> None:
 
 @pytest.mark.parametrize(("method", "biased"), [("plca", True), ("plca-released", False)])
 def test_k5_the_released_plca_head_has_no_bias(method: str, biased: bool, project: Project) -> None:
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set("benchmarks/streets/model/head", "deeplabv2")
-    project.set("benchmarks/streets/model/dilations", [1, 2])
-    project.set(f"methods/{method}", RAW["methods"][method])
-    built = build(params.load(project.folder / "params.yaml").resolve("streets", method, 0), CPU)
-    biases = [
-        value for name, value in built.named_parameters() if name.startswith("student.head") and name.endswith("bias")
-    ]
+    from_scratch(project).set(f"methods/{method}", BLOCKS[method])
+    with_head(project, "deeplabv2", [1, 2])
+    parameters = built(project, method, PlcaMethod).named_parameters()
+    biases = [value for name, value in parameters if name.startswith("student.head") and name.endswith("bias")]
     assert len(biases) == 2 and all(bias.requires_grad is biased for bias in biases)
     assert all(not bias.any() for bias in biases)
 

@@ -1,17 +1,16 @@
-"""The day reference of night images: numbers of SePiCo's specification, section 3.6, and cases worked out by hand."""
+"""The day reference of night images: numbers of docs/methods/sepico.md and cases worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import yaml
+from steps import BLOCKS
 
-from tiny_project import ROOT
 from udaseg.classes import class_space
 from udaseg.errors import UserError
 from udaseg.methods.step.night import class_weights, day_and_night, static_classes
 
-FREQUENCY = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["sepico-night"]["day_reference"]["frequency"]
+FREQUENCY = BLOCKS["sepico-night"]["day_reference"]["frequency"]
 
 
 def test_class_weights_are_the_released_ones() -> None:

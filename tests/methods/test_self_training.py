@@ -6,32 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from steps import batch, built, from_scratch
 from torch import nn
 
 from tiny_project import Project
-from udaseg import params
-from udaseg.engine.trainer import build
 from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
 from udaseg.methods.self_training import SelfTrainingMethod
 
 
 @pytest.fixture
 def method(project: Project) -> SelfTrainingMethod:
-    project.set("benchmarks/streets/init", {"default": "none"})
+    from_scratch(project, border={"top": 0.25, "bottom": 0.0})
     project.set("methods/self_training/jitter", {"p": 0.0, "strength": 0.2})
     project.set("methods/self_training/blur", {"p": 0.0, "sigma": [0.15, 1.15]})
-    project.set("benchmarks/streets/train/border", {"top": 0.25, "bottom": 0.0})
-    run = params.load("params.yaml").resolve("streets", "self_training", 0)
-    found = build(run, torch.device("cpu"))
-    assert isinstance(found, SelfTrainingMethod)
-    return found
-
-
-def batch() -> Batch:
-    g = torch.Generator().manual_seed(0)
-    label = torch.randint(0, 4, (2, 32, 48), generator=g)
-    label[:, :, :5] = 255
-    return Batch([6, 7], torch.rand(2, 3, 32, 48, generator=g), label, torch.rand(2, 3, 32, 48, generator=g))
+    return built(project, "self_training", SelfTrainingMethod)
 
 
 def test_mix_pastes_half_of_the_classes_with_weight_one(method: SelfTrainingMethod) -> None:
@@ -109,9 +97,7 @@ def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> N
     save_file(timm.create_model("resnet10t").state_dict(), "resnet10t.safetensors")
     project.set("benchmarks/streets/init", {"default": "imagenet"})
     project.set("benchmarks/streets/model/weights", "resnet10t.safetensors")
-    run = params.load("params.yaml").resolve("streets", "self_training", 0)
-    found = build(run, torch.device("cpu"))
-    assert isinstance(found, SelfTrainingMethod)
+    found = built(project, "self_training", SelfTrainingMethod)
     assert not any("frozen" in name for name in found.state_dict())
     b = batch()
     b.label[:] = 13  # cars everywhere: every cell counts
@@ -119,5 +105,5 @@ def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> N
     assert set(first) == {"source", "feature_distance"}
     assert first["feature_distance"].item() > 0 and first["feature_distance"].requires_grad
     source = found.student.normalise(b.image)
-    same = found.distance(source, found.frozen[0](source)[-1], b.label)
+    same = found.distance(source, found.frozen[0].stages(source)[-1], b.label)
     assert same.item() == 0

@@ -1,4 +1,4 @@
-"""Static labels of a round: oracles of BCL's specification, the exact form by sorting, and the pass over a set of images."""
+"""Static labels of a round: oracles of docs/methods/bcl.md, the exact form by sorting, and the pass over a set of images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_thresholds_equal_sorting(seed: int, pixels: int, share: float) -> None:
     assert ((static == 255) == ~(globally | local)).all() and (static[globally] == label[globally]).all()
 
 
-def test_levels_are_monotone_and_within_the_error_of_the_specification() -> None:
+def test_levels_are_monotone_and_within_the_known_error() -> None:
     probability = torch.linspace(0, 1, 100_001)
     level = confidence_level(probability)
     assert (level.diff() >= 0).all() and level[0] == 0 and level[-1] == LEVELS - 1

@@ -5,33 +5,27 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 
-import torch
-import yaml
+from steps import BLOCKS, CPU, built, content, from_scratch, run_of, train
 
-from tiny_project import ROOT, Project
-from udaseg import params
-from udaseg.engine import training
+from tiny_project import Project
 from udaseg.engine.optim import build_optimizer
-from udaseg.engine.trainer import Loop, build
-
-METHODS = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
+from udaseg.engine.trainer import Loop
+from udaseg.methods.self_training import SelfTrainingMethod
 
 
 def block(terms: list[str]) -> dict[str, object]:
     """SePiCo's recipe with the sub-blocks of all terms, every loss active from the first step."""
-    parts = {name: copy.deepcopy(METHODS[name][name]) for name in ("sepico", "pipa", "cluda")}
+    parts = {name: copy.deepcopy(BLOCKS[name][name]) for name in ("sepico", "pipa", "cluda")}
     parts["sepico"] |= {"width": 1.0, "start": 0.0}
     parts["pipa"]["patch"]["start"] = 0.0
-    return METHODS["sepico"] | parts | {"terms": terms}
+    return BLOCKS["sepico"] | parts | {"terms": terms}
 
 
 def loop(project: Project, terms: list[str]) -> Loop:
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set("methods/sepico", block(terms))
-    run = params.load(project.folder / "params.yaml").resolve("streets", "sepico", 0)
-    method = build(run, torch.device("cpu"))
-    optimizer = build_optimizer(method, run.train.optimizer, torch.device("cpu"))
-    return Loop(run, method, optimizer, torch.device("cpu"), project.folder / "restart", {})
+    from_scratch(project).set("methods/sepico", block(terms))
+    method = built(project, "sepico", SelfTrainingMethod)
+    optimizer = build_optimizer(method, method.run.train.optimizer, CPU)
+    return Loop(method.run, method, optimizer, CPU, project.folder / "restart", {})
 
 
 def test_all_terms_on_one_step(project: Project) -> None:
@@ -50,11 +44,8 @@ def test_all_terms_on_one_step(project: Project) -> None:
 
 
 def test_the_shipped_block_of_two_terms_trains(project: Project) -> None:
-    project.set("benchmarks/streets/init", {"default": "none"})
-    project.set("benchmarks/streets/train/steps", 4)
-    project.set("methods/sepico-pipa", METHODS["sepico-pipa"])
-    run = params.load(project.folder / "params.yaml").resolve("streets", "sepico-pipa", 0)
+    from_scratch(project, steps=4).set("methods/sepico-pipa", BLOCKS["sepico-pipa"])
+    run = run_of(project, "sepico-pipa")
     assert run.kind == "self_training" and run.method.terms == ("sepico", "pipa")
-    training.train(run, run.folder)
-    header = (run.folder / "history.csv").read_text().splitlines()[0]
+    header = content(train(project, "sepico-pipa"))[1].splitlines()[0]
     assert {"sepico_source", "pipa_pixel", "mixed"} <= set(header.split(","))

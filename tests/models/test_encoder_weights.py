@@ -236,7 +236,7 @@ def test_a_random_start_must_be_asked_for(block, caplog):
     assert "resnet10t starts at random" in caplog.text
 
 
-# --- official MiT names (section 5.3), against the implementation in transformers ------------------------------------
+# --- official MiT names, against the implementation in transformers ------------------------------------
 
 
 def official_names(reference: SegformerModel) -> dict[str, list[str]]:

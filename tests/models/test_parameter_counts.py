@@ -1,4 +1,4 @@
-"""Oracle O17 and the geometry tables of self_training_base.md sections 5.1 to 5.4, on the meta device."""
+"""Oracle o17: parameters and map sizes of the published networks (docs/models.md), on the meta device."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from udaseg.models import Segmenter, build_model
 from udaseg.models.backbones import Encoder
 
-MIT = {  # section 5.1: encoder, with DAFormer head for 19 classes
+MIT = {  # encoder, with DAFormer head for 19 classes
     0: (3_319_392, 6_900_595),
     1: (13_151_424, 16_863_699),
     2: (24_196_288, 27_908_563),
