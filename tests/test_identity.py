@@ -232,3 +232,16 @@ def test_the_written_identity_is_not_touched_where_it_is_current(
     plan.write_identities(p)
     assert (path.stat().st_mtime_ns, path.read_text()) == (before, text)
     assert not (path.parent / "old.json").exists()
+
+
+def test_an_upgraded_package_makes_nothing_stale_and_run_json_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import torchvision
+
+    p = params.load(ROOT / ".test" / "params.yaml")
+    before = plan.identities(p), p.resolve("streets", "self_training", 0).hash
+    for package in (torch, torchvision):
+        monkeypatch.setattr(package, "__version__", "99.0")
+    assert (plan.identities(p), p.resolve("streets", "self_training", 0).hash) == before
+    versions = provenance.machine(torch.device("cpu"))["versions"]
+    assert versions["torch"] == versions["torchvision"] == "99.0"

@@ -46,6 +46,17 @@ def test_one_run_alone(finished: Repository) -> None:
     assert "pretrain" not in planned
 
 
+def test_data_come_first(finished: Repository) -> None:
+    """A run signed before its data are looked at again would belong to the old record of them."""
+    harmless(finished)
+    with (finished / "src/udaseg/data/prepare.py").open("a") as handle:
+        handle.write("EXTRA = 1\n")
+    assert "stale itself; run `snakemake data/streets/data.json` first" in refused(finished)
+    finished.snakemake("data/streets/data.json")
+    finished.udaseg("resign")
+    assert finished.planned() == {}
+
+
 def refused(repository: Repository, *words: str) -> str:
     text = repository.udaseg("resign", *words, "streets/self_training/0", expect=2)
     lines = [line for line in text.splitlines() if line.startswith("udaseg resign: ")]

@@ -8,6 +8,7 @@ parameters or data there is no such way: it is another result.
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from udaseg.engine.training import keep
 from udaseg.errors import Interrupted, UserError
 from udaseg.models.trained import sign_again
 from udaseg.params import Params, Run
-from udaseg.workflow import bridges, why
+from udaseg.workflow import bridges, guard, plan, why
 
 ROUNDED = ".6g"  # how the first scheme wrote numbers
 log = logging.getLogger("udaseg")
@@ -59,6 +60,7 @@ def resign(p: Params, names: Sequence[str], steps: int) -> None:
     signed: dict[str, str] = {}  # model -> DVC's stage
     try:
         for run, folder in trainings(p, names):
+            check_data_first(p, run)
             fingerprint = provenance.fingerprint_of(run)
             if not provenance.is_done(folder, fingerprint):
                 made = read_json(folder / RECORD, "the record of a training run; without it nothing can be taken over")
@@ -98,6 +100,16 @@ def trainings(p: Params, names: Sequence[str]) -> list[tuple[Run, Path]]:
     for run in runs:
         found.setdefault(run.folder, run)
     return [(run, folder) for folder, run in found.items()]
+
+
+def check_data_first(p: Params, run: Run) -> None:
+    """Raises UserError where the data would be prepared anew: results signed before that would belong to what is replaced."""
+    target = f"data/{run.benchmark_name}/data.json"
+    text = Path(target).read_text(encoding="utf-8") if Path(target).exists() else ""
+    made = guard.recorded(target)
+    stale = made != json.loads(plan.signed(p, "prepare", run.benchmark_name)) if made else "content_sha256" not in text
+    if text and stale:
+        raise UserError(f"{target}: stale itself; run `snakemake {target}` first (equal data are not converted again)")
 
 
 def check_code_alone_changed(run: Run, folder: Path, made: dict[str, Any]) -> None:
