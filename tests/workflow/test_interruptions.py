@@ -17,7 +17,7 @@ COMMANDS = {
     "snakemake": ("snakemake", "--cores", "2", MODEL),
     "dvc": ("dvc", "repro", "--single-item", "train@streets-self_training-0"),
 }
-STEPS = 24
+STEPS = 150  # some ten seconds: longer than another command takes to begin
 
 
 def longer(repository: Repository) -> None:
