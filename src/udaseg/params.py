@@ -236,12 +236,12 @@ class Params:
     benchmarks: dict[str, Benchmark]
     methods: dict[str, Recipe]
     raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read
-    known: dict[tuple[str, str, int], Run] = field(default_factory=dict, repr=False, compare=False)  # resolved before
+    known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)  # found out before
 
     def resolve(self, benchmark: str, method: str, seed: int) -> Run:
         """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
         if found := self.known.get((benchmark, method, seed)):
-            return found
+            return typing.cast(Run, found)
         lookup(self.benchmarks, benchmark, "benchmark")
         lookup(self.methods, method, "method")
         if seed < 0:
@@ -252,7 +252,8 @@ class Params:
                 f"params.yaml: {method} on {benchmark} starts from ImageNet weights, but benchmarks.{benchmark}.model.weights is "
                 f"none; name the weights, or say `init: {{default: none}}` in the benchmark"
             )
-        return self.known.setdefault((benchmark, method, seed), run)
+        self.known[benchmark, method, seed] = run
+        return run
 
 
 @dataclass(frozen=True)

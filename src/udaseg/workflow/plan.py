@@ -96,7 +96,10 @@ def values(p: Params, step: str, benchmark: str) -> dict[str, Any]:
 
 def signed(p: Params, step: str, benchmark: str = "", method: str = "") -> str:
     """`identity_of` as one text: as a rule's parameter it makes the rule run again when it changes."""
-    return json.dumps(identity_of(p, step, benchmark, method), sort_keys=True)
+    key = ("signed", step, benchmark, method)  # asked for every seed
+    if key not in p.known:
+        p.known[key] = json.dumps(identity_of(p, step, benchmark, method), sort_keys=True)
+    return str(p.known[key])
 
 
 def identities(p: Params) -> dict[str, str]:
