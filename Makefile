@@ -5,9 +5,9 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-# Formulas, parameters, identity, what is committed: nothing that trains, starts a process for each case or needs a tool.
+# Formulas, parameters, what is committed: nothing that trains, starts a process for each case or needs a tool.
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
-         tests/test_identity.py tests/test_oracles.py tests/test_committed.py
+         tests/test_oracles.py tests/test_committed.py
 
 .PHONY: help demo test check quick plan-check small install clean
 help:
