@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 import time
@@ -206,17 +207,21 @@ def test_a_paper_is_in_the_identity_of_its_own_runs_alone() -> None:
         assert not foreign, (method, foreign)
 
 
-def test_all_runs_of_a_large_comparison_in_two_seconds() -> None:
-    """Eight methods, five seeds, four benchmarks: measured 0.9 s in a process of its own; here with a wide margin."""
-    program = (
-        "import dataclasses, time\nfrom udaseg import params\nfrom udaseg.workflow import plan\np = params.load()\n"
-        "p = dataclasses.replace(p, run=dataclasses.replace(p.run, seeds=(0, 1, 2, 3, 4), benchmarks=tuple(p.benchmarks)[:4]))\n"
-        "began = time.process_time()\n"
-        "n = sum(bool(plan.signed(p, 'train', b, r.method_name)) for b in p.run.benchmarks for r in plan.runs(p, b))\n"
-        "assert n == 160 and len(plan.identities(p)) > 100\nprint(time.process_time() - began)\n"
+def test_every_file_is_parsed_once_however_many_runs_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight methods, five seeds, four benchmarks. (Measured: 0.9 s in a process of its own, most of it parsing.)"""
+    p = params.load(ROOT / "params.yaml")
+    p = dataclasses.replace(
+        p, run=dataclasses.replace(p.run, seeds=(0, 1, 2, 3, 4), benchmarks=tuple(p.benchmarks)[:4]), known={}
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 8
+    for cache in (identity.parse, identity.imports, identity._digest):
+        cache.cache_clear()
+    parse, parsed = ast.parse, []
+    monkeypatch.setattr(
+        ast, "parse", lambda text, *more, **options: parsed.append(text) or parse(text, *more, **options)
+    )
+    texts = [plan.signed(p, "train", b, run.method_name) for b in p.run.benchmarks for run in plan.runs(p, b)]
+    assert len(texts) == 160 and len(set(texts)) == 8 * 4 and len(plan.identities(p)) > 100
+    assert 50 < len(parsed) <= len(list(identity.HERE.rglob("*.py")))
 
 
 def test_the_written_identity_is_not_touched_where_it_is_current(

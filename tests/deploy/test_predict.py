@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from udaseg.data.prepare import prepare_dataset
 from udaseg.data.prepared import Prepared
 from udaseg.deploy import predict as step
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion
+from udaseg.evaluation import confusion, inference
 from udaseg.evaluation.loading import batches
+from udaseg.models import load_model_file, save_model
 from udaseg.models.trained import load
 from udaseg.params import Size
 
@@ -65,7 +67,12 @@ def written(out: str = "out") -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in Path(out).rglob("*") if path.is_file())
 
 
-def test_labels_are_those_of_the_evaluation(make_model: MakeModel) -> None:
+WINDOWS = {"mode": "slide", "window": "32x32", "stride": "16x16", "flip": False, "scales": [1.0], "teacher": True}
+
+
+@pytest.mark.parametrize("test", [None, WINDOWS])
+def test_labels_are_those_of_the_evaluation(test: dict[str, object] | None, make_model: MakeModel) -> None:
+    """Whole, and in windows where the model file says so."""
     for n, size in enumerate([(100, 50), (100, 50), (80, 60), (30, 90), (64, 32)]):
         photo(f"raw/images/test/{n}.png", *size, seed=n)
         path = Path(f"raw/labels/test/{n}.png")
@@ -74,12 +81,17 @@ def test_labels_are_those_of_the_evaluation(make_model: MakeModel) -> None:
     dataset = params.Dataset("folder", "raw", images="images/{split}", labels="labels/{split}")
     prepared = Prepared(prepare_dataset("mine", dataset, Size(64, 32), Path("prepared"), jobs=1))
     model = make_model()
+    if test:
+        state, header = load_model_file(model)
+        save_model(model, state, header | {"test": json.dumps(test)})
     trained = load(model)
+    assert trained.test.mode == ("slide" if test else "whole")
+    scored = inference.from_test(trained.student.predict, trained.test)
     predict(model, "raw/images/test")
     expected = []
     with torch.inference_mode():
         for images, label in batches(prepared, prepared.samples("test"), class_space("cityscapes19")):
-            logits = trained.student.predict(trained.student.normalise(images), tuple(label.shape[1:]))
+            logits = scored(trained.student.normalise(images), tuple(label.shape[1:]))
             expected += list(confusion.most_likely(logits).numpy())
     for n, label in enumerate(expected):
         assert len(np.unique(label)) > 1

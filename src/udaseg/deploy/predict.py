@@ -1,7 +1,8 @@
 """Label photographs with a trained model: class ids, colours, an overlay to look at, and probabilities on request.
 
 The network looks at each image as the evaluation did: reduced or enlarged to the size of training, aspect kept, whole or in
-windows as the model file says. Its logits are brought to the image's own size. Files are decoded and encoded in threads while the network works.
+windows as the model file says. Its logits are brought to the image's own size. Files are decoded and encoded in threads while
+the network works.
 shapes: B images of one pass, K classes, h w what the network looks at, H W the image's own size
 """
 
