@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
          tests/test_oracles.py tests/test_committed.py
 
-.PHONY: help demo test check quick plan-check small install clean
+.PHONY: help demo test check quick plan-check small fuzz audit install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
@@ -17,6 +17,8 @@ help:
 	@echo "make check  style and types alone"
 	@echo "make small  the whole workflow with two steps of training, in small/"
 	@echo "make plan-check  style of the rules; every benchmark plans without data"
+	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
+	@echo "make audit  known holes of the pinned packages, where an index is in reach"
 	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
 # A marker newer than the pins says that the environment is complete.
@@ -63,6 +65,16 @@ small: $(VENV)/installed
 	@rm -rf small && git clone --quiet "$(CURDIR)" small && cp .test/params.yaml small/params.yaml
 	@cd small && export PATH="$(BIN):$$PATH" PYTHONPATH="$$PWD/src" && \
 	  snakemake --cores all && python -m udaseg record && dvc status && snakemake -n --quiet rules
+
+# Each case is accepted and right, or refused in one line; what fails says how to play it again alone.
+N ?= 10000
+SECONDS ?= 1500
+SEED ?= 0
+fuzz: $(VENV)/installed
+	@PYTHONPATH="$(CURDIR)/src" $(BIN)/python tests/fuzz/fuzz.py --cases $(N) --seconds $(SECONDS) --seed $(SEED)
+
+audit:
+	@$(PYTHON) .ci/audit
 
 clean:
 	rm -rf demo small .venv

@@ -15,25 +15,34 @@ from pathlib import Path
 
 from udaseg import __version__
 from udaseg.checking import lookup
-from udaseg.errors import Interrupted, UserError
+from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
 
 
+class Printable(logging.Formatter):
+    """Names of files in messages never steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, handlers=[handler])
     if mirror := os.environ.get("UDASEG_MIRROR"):
         os.environ["UDASEG_MIRROR"] = str(Path(mirror).resolve())
     try:
         code = args.call(args)
         return int(code or 0)
     except UserError as error:
-        print(f"udaseg {args.step}: {error}", file=sys.stderr)
+        print(f"udaseg {args.step}: {printable(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Interrupted as error:
         print(f"udaseg {args.step}: {error}", file=sys.stderr)

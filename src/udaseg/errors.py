@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and its text as a terminal may have it."""
+
+import re
+
+# what steers a terminal or begins a line: control characters, separators, marks that turn the direction of writing
+STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\n(?!  )")
 
 
 class UserError(Exception):
@@ -10,3 +15,8 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """Training was asked to stop (SIGTERM, SIGINT, SIGUSR1) and has saved its state; the command exits with code 75."""
+
+
+def printable(text: str) -> str:
+    """`text` with such characters of file names and values spelt out; an indented line is one of several problems and stays."""
+    return STEERING.sub(lambda match: repr(match.group())[1:-1], text)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from fake_runs import MakeRuns
+from fake_runs import MakeRuns, texts
 from matplotlib.text import Text
 
 from tiny_project import Project
+from udaseg.classes import NAMES as CLASSES
 from udaseg.errors import UserError
 from udaseg.figures import NAMES, style
 from udaseg.figures.draw import DRAW, draw
@@ -66,3 +67,16 @@ def test_text_is_large_enough_and_nothing_is_cut_or_covered(make_runs: MakeRuns)
 def test_an_unknown_name_is_told(make_runs: MakeRuns) -> None:
     with pytest.raises(UserError, match="unknown figure 'tnse'; did you mean 'tsne'"):
         draw(make_runs(), "streets", "tnse")
+
+
+def test_class_names_with_dollars_are_text_and_no_formulas(make_runs: MakeRuns, project: Project) -> None:
+    hostile = ["$\\frac{$", "$(touch x)", "<img src=x>", "a$b$c"]
+    names = [*CLASSES[:-4], *hostile]
+    project.raw["benchmarks"]["streets"]["classes"] = names
+    p = make_runs(("source_only", "self_training"))
+    for name, function in DRAW.items():
+        with style.style():
+            figure = function(p, "streets")
+            figure.draw_without_rendering()
+        if name == "iou_heatmap":
+            assert set(hostile) <= set(texts(figure))
