@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(args: argparse.Namespace) -> None:
     from udaseg import params
+    from udaseg.data import account
     from udaseg.data import prepare as step
 
     p = params.load(args.params)
@@ -69,14 +70,14 @@ def prepare(args: argparse.Namespace) -> None:
         )
     if args.benchmark:
         lookup(p.benchmarks, args.benchmark, "benchmark")
-        step.prepare_benchmark(p, args.benchmark, jobs=args.jobs)
+        print(step.prepare_benchmark(p, args.benchmark, jobs=args.jobs))
         return
     if not args.size:
         raise UserError("--size is missing; say for example --size 256x128 (width x height)")
     dataset = lookup(p.datasets, args.dataset, "data set")
     size = params.Size.parse(args.size, "--size")
     folder = step.prepare_dataset(args.dataset, dataset, size, Path("data") / f"{args.dataset}-{size}", jobs=args.jobs)
-    print(folder)
+    print(f"{account.of_dataset(folder)}\n{folder}")
     if args.show:
         print(step.contact_sheet(folder, args.show))
 

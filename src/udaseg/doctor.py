@@ -261,7 +261,7 @@ def looked(name: str, dataset: Dataset) -> Finding:
             do = "let `snakemake` fetch it (network), or set UDASEG_MIRROR to a folder with data/camvid (docs/data.md)"
             return Finding("note", f"data {name}: not on this machine (looked at {root} and UDASEG_MIRROR)", do)
     elif dataset.format in LICENSED:
-        expected, splits = formats.EXPECTED[dataset.format], formats.SCAN[dataset.format](root) if root.is_dir() else {}
+        expected, splits = formats.EXPECTED[dataset.format], formats.scan(dataset.format, root) if root.is_dir() else {}
         if not any(len(items) == expected.get(split) for split, items in splits.items()):
             packed = formats.archives.find_archives(root, formats.DELIVERIES[dataset.format].archives)
             if packed:

@@ -286,6 +286,7 @@ def two_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Pa
     raw["datasets"]["streets_game"]["count"] = {"train": 3}
     raw["datasets"]["streets_photo"]["count"] = {"train": 2, "test": 2}
     streets = {**raw["benchmarks"]["streets"], "size": {"source": "64x32", "target": "24x14"}}
+    streets |= {"classes": ["road", "building", "sky"], "train": {**streets["train"], "crop": "16x8"}}
     city = {"source": "streets_game/train", "target": "cityscapes/train", "evaluate": ["cityscapes/val"]}
     raw["benchmarks"] = {
         "streets": {**streets, "size": {"source": "64x32", "target": "64x32"}},

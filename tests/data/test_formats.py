@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from udaseg.data import camvid, convert, folder, formats
+from udaseg.data import camvid, folder, formats, images
 from udaseg.data.found import Encoding, Item
 from udaseg.errors import UserError
 from udaseg.params import Dataset
 
 
 def read(path: Path, encoding: Encoding) -> np.ndarray:
-    return np.asarray(convert.read_label(path, encoding))
+    return np.asarray(images.open_label(path, encoding))
 
 
 # --- label values ---------------------------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ def test_any_known_ids_convert_and_any_unknown_id_is_refused(tmp_path: Path, kin
     else:
         ids[-1, -1] = unknown
         WRITERS.get(kind, delivered.grey)(path, ids)
-    with pytest.raises(convert.Unusable, match=rf"holds the value {unknown}\b"):
-        convert.read_label(path, encoding)
+    with pytest.raises(images.Unusable, match=rf"holds the value {unknown}\b"):
+        images.open_label(path, encoding)
 
 
 def test_sixteen_bit_labels_agree_with_another_decoder(tmp_path: Path) -> None:
@@ -103,20 +103,20 @@ def test_sixteen_bit_labels_agree_with_another_decoder(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         other = imread(torch.frombuffer(bytearray(delivered.png16(pixels)), dtype=torch.uint8))[0].numpy()
-    assert (convert._sixteen_bit(tmp_path / "a.png") == pixels[..., 0]).all()
+    assert (images._sixteen_bit(tmp_path / "a.png") == pixels[..., 0]).all()
     assert (other == pixels[..., 0]).all()
 
 
 def test_an_eight_bit_copy_of_synthia_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(convert.Unusable, match=r"other than 3 channels of 16 bits"):
-        convert.read_label(tmp_path / "a.png", formats.ENCODINGS["synthia"])
+    with pytest.raises(images.Unusable, match=r"other than 3 channels of 16 bits"):
+        images.open_label(tmp_path / "a.png", formats.ENCODINGS["synthia"])
 
 
 def test_a_coloured_label_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(convert.Unusable, match=r"mode RGB, expected one value a pixel"):
-        convert.read_label(tmp_path / "a.png", formats.ENCODINGS["cityscapes"])
+    with pytest.raises(images.Unusable, match=r"mode RGB, expected one value a pixel"):
+        images.open_label(tmp_path / "a.png", formats.ENCODINGS["cityscapes"])
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------

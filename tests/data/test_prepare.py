@@ -30,7 +30,7 @@ from PIL import Image
 
 from udaseg import artifacts, cli
 from udaseg.classes import NAMES, class_space
-from udaseg.data import camvid, convert, parallel, prepare
+from udaseg.data import camvid, convert, parallel, prepare, prepared
 from udaseg.data.prepared import Prepared
 from udaseg.errors import UserError
 from udaseg.params import Dataset, Size
@@ -122,7 +122,9 @@ def test_the_manifest_is_plain_and_relative(tmp_path: Path) -> None:
     assert manifest["classes"] == ["road", "sky", "car"] and manifest["origin"]["kind"] == "user"
     for name in FILES[:2]:
         path = folder / name
-        assert manifest["files"][name] == {"sha256": artifacts.file_hash(path), "bytes": path.stat().st_size}
+        about = manifest["files"][name]
+        assert about.pop("directory") == prepared.directory_hash(path)
+        assert about == {"sha256": artifacts.file_hash(path), "bytes": path.stat().st_size}
         with zipfile.ZipFile(path) as archive:
             assert all(i.compress_type == zipfile.ZIP_STORED and i.date_time[0] == 1980 for i in archive.infolist())
     assert text.count("\n") < 20  # one line for each sample
@@ -240,8 +242,8 @@ def test_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(with_params(tmp_path, mine=photos(tmp_path / "raw", 5)))
     assert cli.main(["prepare", "mine", "--size", "32x24", "--jobs", "1", "--show", "3"]) == 0
     lines = capsys.readouterr().out.split()
-    assert lines == ["data/mine-32x24", "data/mine-32x24/contact.png"]
-    with Image.open(lines[1]) as sheet:
+    assert lines[-2:] == ["data/mine-32x24", "data/mine-32x24/contact.png"]
+    with Image.open(lines[-1]) as sheet:
         assert sheet.width == 768 and sheet.height > 3 * 288
     assert prepare.contact_sheet(Path("data/mine-32x24"), 99).is_file()
 

@@ -64,12 +64,12 @@ def truncated_label(root: Path) -> None:
     [
         (truncate, r"train/001: 001.png cannot be read \(.*\); replace it"),
         (truncated_label, r"train/001: label 001.png cannot be read \(.*\); replace it"),
-        (no_image, r"train/001: 001.png cannot be read \(.*\); replace it"),
+        (no_image, "train/001: 001.png is no image of a known kind; replace it"),
         (unknown_id, "train/001: label 001.png holds the value 7, expected 0 to 2 or 255"),
         (other_size, "train/001: image is 32x24, but its label 30x24"),
         (
             lambda root: (root / "labels" / "train" / "001.png").unlink(),
-            "1 of 3 images of train have no label, first 001",
+            "1 of 3 images of train have no label, first .*001.png",
         ),
         (lambda root: shutil.rmtree(root), "no folder .*raw; name the folder"),
         (lambda root: shutil.rmtree(root / "images"), "found no image that fits 'images/{split}'"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from delivered import SMALL, photos
 
+from udaseg.artifacts import write_json
 from udaseg.data import prepare, prepared
 from udaseg.data.prepared import Prepared
 from udaseg.errors import UserError
@@ -63,7 +64,7 @@ def test_target_labels_are_never_opened(folder: Path) -> None:
             archive.writestr(name, b"garbage")
     assert use_as_target() == before
     data = Prepared(folder)
-    with pytest.raises(UserError, match=r"is no PNG"):
+    with pytest.raises(UserError, match=r"train/000.png cannot be read \(its members are not those of the manifest\)"):
         data.label(data.samples("train")[0])
     path.unlink()
     assert use_as_target() == before
@@ -110,6 +111,8 @@ def test_check_finds_what_was_cut_short(folder: Path) -> None:
 
 def test_find(folder: Path, tmp_path: Path) -> None:
     use = Use("target", "mine", "train", SMALL)
+    sets = {folder.name: {"content_sha256": prepared.content_hash(Prepared(folder).manifest)}}
+    write_json(folder.parent / "data.json", {"sets": sets})
     assert prepared.find_prepared("bench", use, tmp_path / "data").folder == folder
     other = Use("target", "mine", "train", Size(8, 8))
     with pytest.raises(UserError, match=r"mine-8x8: not prepared yet; run `udaseg prepare --benchmark bench`"):

@@ -158,7 +158,7 @@ def test_a_class_that_never_occurs_in_the_source_is_named(project: Project) -> N
     manifest = json.loads(path.read_text())
     for sample in manifest["splits"][source.split]:
         sample["counts"].pop("16", None)  # train
-    path.write_text(json.dumps(manifest))
+    project.forge(path, manifest)
     with pytest.raises(UserError, match="no pixel of train in the source"):
         pairs(project, Views())
     pairs(project, Views(labelled="target", unlabelled=False))

@@ -259,7 +259,10 @@ def test_what_is_no_image_is_named_and_the_rest_is_done(
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save("photos/e.tif")
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save("photos/f.tif")
     message = refused(make_model(), "photos")
-    assert "4 of 6 files are no images, first photos/b.jpg (no image); the other 2 are labelled in out" in message
+    assert (
+        "4 of 6 files cannot be labelled, first photos/b.jpg is no image of a known kind; replace it; the other 2 are labelled in out"
+        in message
+    )
     assert [name for name in written() if name.startswith("ids")] == ["ids/a.png", "ids/c.png"]
     left_out = [record.message for record in caplog.records if record.message.startswith("left out")]
     assert len(left_out) == 4
@@ -270,7 +273,9 @@ def test_a_photograph_with_a_damaged_exif_block_does_not_stop_the_others(make_mo
     photo("photos/a.png")
     Image.new("RGB", (40, 24)).save("photos/b.jpg", exif=DAMAGED_EXIF)
     photo("photos/c.png")
-    assert "1 of 3 files are no images, first photos/b.jpg (damaged EXIF block" in refused(make_model(), "photos")
+    assert "1 of 3 files cannot be labelled, first photos/b.jpg has a damaged EXIF block" in refused(
+        make_model(), "photos"
+    )
     assert [name for name in written() if name.startswith("ids")] == ["ids/a.png", "ids/c.png"]
 
 

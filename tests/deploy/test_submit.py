@@ -158,7 +158,7 @@ def test_images_of_another_size_and_files_that_are_none(make_model: MakeModel) -
     assert "found 20x10, expected 40x20; take the images as delivered" in refused(model, "dark_zurich")
     Path("test", NIGHT[1]).write_text("no image")
     images(NIGHT[:1])
-    assert "no image; fetch the file again" in refused(model, "dark_zurich")
+    assert "is no image of a known kind; replace it; fetch the file again" in refused(model, "dark_zurich")
     assert "no such folder; expected the test images of dark_zurich" in refused(model, "dark_zurich", folder="nowhere")
 
 
@@ -166,7 +166,9 @@ def test_an_image_that_breaks_off_leaves_no_archive(make_model: MakeModel) -> No
     images(NIGHT)
     path = Path("test", NIGHT[1])
     path.write_bytes(path.read_bytes()[:-60])  # its size can still be read
-    assert "cannot be labelled; fetch the file again" in refused(make_model(), "dark_zurich")
+    assert "cannot be read (image file is truncated); replace it; fetch the file again" in refused(
+        make_model(), "dark_zurich"
+    )
     assert not list(Path().glob("*.zip")) and not list(Path().glob(".*.part"))
 
 

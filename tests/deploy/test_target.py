@@ -134,8 +134,8 @@ def test_what_cannot_be_done_is_told_in_one_line_and_changes_nothing(
     for words, expected in {
         ("nowhere", "--name", "mine"): "no such folder",
         ("empty", "--name", "mine"): "found no image",
-        ("broken", "--name", "mine"): "cannot be read as such, first broken/a.jpg",
-        ("damaged", "--name", "mine"): "cannot be read as such, first damaged/a.jpg",
+        ("broken", "--name", "mine"): "cannot be used, first broken/a.jpg is no image of a known kind",
+        ("damaged", "--name", "mine"): "cannot be used, first damaged/a.jpg has a damaged EXIF block",
         ("small", "--name", "mine"): "the largest photograph has 64x48 pixels, expected at least 256x192",
         ("photos", "--name", "My Town"): "expected small letters",
         **{("photos", "--name", name): "holds something else; choose another name" for name in params.RESERVED},

@@ -24,7 +24,8 @@ class Stage:
 
         self.name, self.command = stage.name, stage.cmd
         self.deps = {path(dep) for dep in stage.deps}
-        self.identity = next((dep for dep in self.deps if dep.startswith("results/.identity/")), None)
+        identities = (dep for dep in self.deps if dep.startswith("results/.identity/"))
+        self.identity = next((dep for dep in identities if not dep.endswith("/delivered.json")), None)
         self.outs = {path(out): out.use_cache for out in stage.outs}
 
 

@@ -1,4 +1,6 @@
 rule prepare:
+    input:
+        delivered=lambda wc: plan.delivered(P, wc.benchmark),
     output:
         data="data/{benchmark}/data.json",  # written last; holds the hashes of the zips beside it
     log:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from pathlib import Path
 
 from udaseg.checking import nearest
 from udaseg.classes import IGNORE, class_space
+from udaseg.data import walk
 from udaseg.data.found import Encoding, Found, Item
+from udaseg.data.walk import IMAGES, nfc
 from udaseg.errors import UserError
 from udaseg.params import Dataset
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
 VOID = "void"  # a name in `ids` for values that no class owns
 
 
@@ -32,46 +31,48 @@ def find_in_folder(where: str, dataset: Dataset, root: Path) -> Found:
         raise UserError(f"{where}: no folder {root}; name the folder with the images in params.yaml ({where}.root)")
     if dataset.labels and not dataset.images:
         raise UserError(f"params.yaml: {where}: `labels` needs `images` too, as in images: images/{{split}}")
-    names = sorted(
-        Path(folder, name).relative_to(root).as_posix()
-        for folder, _, inside in os.walk(root)
-        for name in inside
-        if name.lower().endswith(IMAGES) and not name.startswith(".")
-    )
-    images = _match(dataset.images or "", names, where)
+    lying = walk.listing(root)
+    pictures = lying.images()
+    names = list(pictures)
+    images = _match(nfc(dataset.images or ""), names, where)
     if not images:
         raise UserError(
-            f"{where}: found no image {f'that fits {dataset.images!r} ' if dataset.images else ''}below {root}; "
-            f"expected files ending in {', '.join(IMAGES)}"
+            f"{where}: found no image {f'that fits {dataset.images!r} ' if dataset.images else ''}below {root}"
+            f"{f' ({lying.left_out(())})' if lying.left_out(()) else ''}; expected files ending in {', '.join(IMAGES)}"
         )
-    labels = _match(dataset.labels, names, where) if dataset.labels else {}
+    labels = _match(nfc(dataset.labels), names, where) if dataset.labels else {}
     per_split = "{split}" in (dataset.labels or "")
     if per_split and "{split}" not in (dataset.images or ""):
         raise UserError(f"params.yaml: {where}: `labels` names {{split}}, so `images` must name it too")
     splits: dict[str, list[Item]] = {}
+    excluded = set(map(nfc, dataset.exclude))
     for (split, name), image in images.items():
-        if name not in dataset.exclude:
+        if name not in excluded:
             label = labels.get((split if per_split else "train", name))
-            splits.setdefault(split, []).append(Item(split, name, root / image, root / label if label else None))
+            splits.setdefault(split, []).append(Item(split, name, pictures[image], pictures[label] if label else None))
     if dataset.labels and not any(item.label for items in splits.values() for item in items):
         raise UserError(
             f"{where}: found no label that fits {dataset.labels!r} below {root}; expected one named like its image, "
             f"as {next(iter(images))[1]}; leave `labels` out for images without labels"
         )
     for split, items in splits.items():
-        bare = [item.name for item in items if not item.label]
+        bare = [item.image for item in items if not item.label]
         if 0 < len(bare) < len(items):
             raise UserError(
                 f"{where}: {len(bare)} of {len(items)} images of {split} have no label, first {bare[0]}; add it where "
                 f"{dataset.labels!r} points, or exclude the image"
             )
     classes = class_space(dataset.classes, where).names
-    listing = hashlib.sha256()
-    for items in splits.values():
-        for path in (path for item in items for path in item.files):
-            listing.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-    origin = {"kind": "user", "listing": listing.hexdigest()}
-    return Found(splits, encoding(where, dataset.ids, classes), classes, origin)
+    used = {path for items in splits.values() for item in items for path in item.files}
+    left = {key: pictures[image] for key, image in images.items() if key[1] in excluded}
+    alone = [path for key, label in labels.items() if (path := pictures[label]) not in used and key not in left]
+    notes = [f"{len(alone)} labels belong to no image, first {alone[0]}"] if alone else []
+    theirs = [pictures[label] for key, label in labels.items() if key in left]
+    if others := lying.left_out({*used, *left.values(), *alone, *theirs}):
+        notes.append(f"left out below {root}: {others}")
+    return Found(
+        splits, encoding(where, dataset.ids, classes), classes, excluded={name for _, name in left}, notes=notes
+    )
 
 
 def encoding(where: str, ids: dict[int, str], classes: tuple[str, ...]) -> Encoding:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from udaseg.classes import CITYSCAPES, IGNORE, NAMES
-from udaseg.data import archives, camvid, folder
+from udaseg.data import archives, camvid, folder, walk
+from udaseg.data.delivered import stat_of
 from udaseg.data.found import Encoding, Found, Item, Scene
+from udaseg.data.walk import Listing
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset
 
@@ -57,8 +59,19 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
-def find_delivered(name: str, dataset: Dataset) -> Found:
+def is_there(dataset: Dataset) -> bool:
+    """Whether delivered files lie on this machine; prepared data stay as they are where these are gone."""
+    root = Path(dataset.root or "")
+    if dataset.format == "camvid":
+        return camvid.is_there(root)
+    return dataset.format == "streets" or (bool(dataset.root) and root.is_dir() and any(root.iterdir()))
+
+
+def find_delivered(name: str, dataset: Dataset, *, trusting: bool = False) -> Found:
     """The samples of a data set, without those that it excludes.
+
+    Args:
+        trusting: only list; do not unpack, and do not compare a mirror with its checksums.
 
     Raises:
         UserError: a folder, file or label is missing, or a count is wrong.
@@ -70,13 +83,15 @@ def find_delivered(name: str, dataset: Dataset) -> Found:
         raise UserError(f"params.yaml: {where}.root is missing; name the folder that holds the data set")
     root = Path(dataset.root)
     if dataset.format == "camvid":
-        found = camvid.find_camvid(root)
+        found = camvid.find_camvid(root, trusting=trusting)
     elif dataset.format == "folder":
         found = folder.find_in_folder(where, dataset, root)
     else:
-        found = Found(licensed(dataset.format, root), ENCODINGS[dataset.format])
+        found = Found(licensed(dataset.format, root, trusting=trusting), ENCODINGS[dataset.format])
+    excluded = set(map(walk.nfc, dataset.exclude))
+    there = {item.name for items in found.splits.values() for item in items} | found.excluded
     kept = {
-        split: sorted((i for i in items if i.name not in dataset.exclude), key=lambda i: i.name)
+        split: sorted((i for i in items if i.name not in excluded), key=lambda i: i.name)
         for split, items in found.splits.items()
     }
     for split, items in kept.items():
@@ -90,7 +105,15 @@ def find_delivered(name: str, dataset: Dataset) -> Found:
         found,
         splits={split: items for split, items in kept.items() if items},
         totals={} if dataset.exclude else found.totals,
+        notes=[*found.notes, *unmatched(where, excluded - there)],
     )
+
+
+def unmatched(where: str, names: set[str]) -> list[str]:
+    """What to say of entries of `exclude` that name nothing."""
+    if not names:
+        return []
+    return [f"{where}.exclude names no image: {', '.join(sorted(names))}; names are without folder and ending"]
 
 
 def streets(where: str, dataset: Dataset) -> Found:
@@ -162,7 +185,10 @@ DELIVERIES = {
 assert set(DELIVERIES) == set(LICENSED)
 
 
-def licensed(kind: str, root: Path) -> dict[str, list[Item]]:
+BDD_LIST = "_trainval_night_correct_filenames.txt"
+
+
+def licensed(kind: str, root: Path, *, trusting: bool = False) -> dict[str, list[Item]]:
     """The samples of a data set that the user has placed at `root`, unpacking its archives where needed.
 
     Raises:
@@ -171,11 +197,12 @@ def licensed(kind: str, root: Path) -> dict[str, list[Item]]:
     expected, delivery = EXPECTED[kind], DELIVERIES[kind]
     if not root.is_dir():
         raise UserError(absent(kind, root, "no folder"))
-    splits = SCAN[kind](root)
-    if any(len(splits.get(split, ())) != n for split, n in expected.items()):
-        packed = archives.find_archives(root, delivery.archives)
-        if sum(archives.unpack(archive, root) for archive in packed):
-            splits = SCAN[kind](root)
+    splits = scan(kind, root)
+    packed = [] if trusting else archives.find_archives(root, delivery.archives)
+    incomplete = any(len(splits.get(split, ())) != n for split, n in expected.items())
+    # what was unpacked here once is compared with its archive again; files that the user unpacked are taken as they are
+    if sum(archives.unpack(a, root, again=incomplete) for a in packed if incomplete or archives.is_known(a)):
+        splits = scan(kind, root)
     splits = {split: items for split, items in splits.items() if items}
     if not splits:
         rar = next(iter(sorted(root.glob("*.rar"))), None)
@@ -194,6 +221,19 @@ def licensed(kind: str, root: Path) -> dict[str, list[Item]]:
                 f"place the labels too ({delivery.layout})"
             )
     return splits
+
+
+def touched_archives(dataset: Dataset) -> list[list[int]]:
+    """Listings of archives that were unpacked here, and changed since."""
+    if dataset.format not in LICENSED:
+        return []
+    packed = archives.find_archives(Path(dataset.root or ""), DELIVERIES[dataset.format].archives)
+    return [stat_of(archive) for archive in packed if archives.is_known(archive) and archives.is_touched(archive)]
+
+
+def scan(kind: str, root: Path) -> dict[str, list[Item]]:
+    """The samples of a licensed data set that lie at `root` now; nothing is unpacked."""
+    return SCAN[kind](walk.listing(root))
 
 
 def absent(kind: str, root: Path, found: str, split: str | None = None) -> str:
@@ -224,116 +264,130 @@ def _what_is_missing(kind: str, split: str, items: Sequence[Item]) -> str:
     return text
 
 
-def below(root: Path, *markers: str) -> list[Path]:
+def homes(lying: Listing, *markers: str) -> list[str]:
     """The folders `marker` in root, in its sub-folders, or one level deeper; the first level that has any wins."""
-    level = [root]
-    for _ in range(3):
-        found = [base / marker for base in level for marker in markers if (base / marker).is_dir()]
+    for depth in range(3):
+        found = {
+            "/".join(parts[:depth]) + f"{'/' if depth else ''}{marker}"
+            for name in lying.files
+            if len(parts := name.split("/")) > depth + 1
+            for marker in markers
+            if "/".join(parts[depth:]).startswith(f"{marker}/")
+        }
         if found:
-            return found
-        level = sorted(child for base in level for child in base.iterdir() if child.is_dir())
+            return sorted(found)
     return []
 
 
-def files(folders: Sequence[Path], pattern: str) -> list[Path]:
-    return sorted(path for base in folders for path in base.glob(pattern))
+def files(lying: Listing, folders: Sequence[str], pattern: str) -> list[Path]:
+    return lying.match(*(f"{folder}/{pattern}" for folder in folders)) if folders else []
 
 
-def _label(folders: Sequence[Path], relative: str, tails: Sequence[str]) -> Path:
+def _label(lying: Listing, folders: Sequence[str], relative: str, tails: Sequence[str]) -> Path:
     """The first existing label among the folders and name endings; the first candidate where there is none."""
-    candidates = [base / (relative + tail) for base in folders for tail in tails]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    candidates = [f"{folder}/{relative}{tail}" for folder in folders for tail in tails]
+    found = next((lying.files[name] for name in candidates if name in lying.files), None)
+    return found or lying.root / candidates[0]
 
 
-def _gta5(root: Path) -> dict[str, list[Item]]:
-    images = [path for path in files(below(root, "images"), "*.png") if path.stem.isdigit()]
-    return {"train": [Item("train", p.stem, p, p.parent.parent / "labels" / p.name) for p in images]}
+def _beside(path: Path, other: str) -> Path:
+    """The file of the same name in the folder `other` beside that of `path`."""
+    return path.parent.parent / other / path.name
 
 
-def _synthia(root: Path) -> dict[str, list[Item]]:
-    images = [path for path in files(below(root, "RGB"), "*.png") if path.stem.isdigit()]
-    return {"train": [Item("train", p.stem, p, p.parent.parent / "GT" / "LABELS" / p.name) for p in images]}
+def _gta5(lying: Listing) -> dict[str, list[Item]]:
+    images = [path for path in files(lying, homes(lying, "images"), "*.png") if path.stem.isdigit()]
+    return {"train": [Item("train", p.stem, p, _beside(p, "labels")) for p in images]}
 
 
-def _cityscapes(root: Path) -> dict[str, list[Item]]:
-    images, labels = below(root, "leftImg8bit"), (below(root, "gtFine") or [root / "gtFine"])
+def _synthia(lying: Listing) -> dict[str, list[Item]]:
+    images = [path for path in files(lying, homes(lying, "RGB"), "*.png") if path.stem.isdigit()]
+    return {"train": [Item("train", p.stem, p, _beside(p, "GT/LABELS")) for p in images]}
+
+
+def _cityscapes(lying: Listing) -> dict[str, list[Item]]:
+    images, labels = homes(lying, "leftImg8bit"), (homes(lying, "gtFine") or ["gtFine"])
     out: dict[str, list[Item]] = {}
     for split in EXPECTED["cityscapes"]:
-        for path in files(images, f"{split}/*/*_leftImg8bit.png"):
+        for path in files(lying, images, f"{split}/*/*_leftImg8bit.png"):
             stem = path.name.removesuffix("_leftImg8bit.png")
-            label = _label(labels, f"{split}/{path.parent.name}/{stem}", ["_gtFine_labelIds.png"])
+            label = _label(lying, labels, f"{split}/{path.parent.name}/{stem}", ["_gtFine_labelIds.png"])
             out.setdefault(split, []).append(Item(split, stem, path, None if split == "test" else label))
     return out
 
 
-def _dark_zurich(root: Path) -> dict[str, list[Item]]:
+def _dark_zurich(lying: Listing) -> dict[str, list[Item]]:
     """Night images; `reference` is the day image of the same place, from corresp/ (train) or *_ref (val, test)."""
-    images, labels, day = below(root, "rgb_anon"), (below(root, "gt") or [root / "gt"]), {}
-    for table in files(below(root, "corresp"), "train/night/**/*_ref_day.csv"):
-        for line in table.read_text().split():
+    images, labels, day = homes(lying, "rgb_anon"), (homes(lying, "gt") or ["gt"]), {}
+    for table in files(lying, homes(lying, "corresp"), "train/night/**/*_ref_day.csv"):
+        for line in table.read_text(encoding="utf-8", errors="replace").split():
             night, _, light = line.partition(",")
             day[Path(night).name.removesuffix("_rgb_anon.png")] = light.split(",")[0].removesuffix("_rgb_anon.png")
     out: dict[str, list[Item]] = {}
     for split in EXPECTED["dark_zurich"]:
-        for path in files(images, f"{split}/night/*/*_rgb_anon.png"):
+        for path in files(lying, images, f"{split}/night/*/*_rgb_anon.png"):
             stem, sequence = path.name.removesuffix("_rgb_anon.png"), path.parent.name
             relative = day.get(stem) if split == "train" else f"{split}_ref/day/{sequence}_ref/{stem}_ref"
-            candidates = [base / f"{relative}_rgb_anon.png" for base in images] if relative else []
-            reference = next((candidate for candidate in candidates if candidate.is_file()), None)
+            candidates = [f"{folder}/{relative}_rgb_anon.png" for folder in images] if relative else []
+            reference = next((lying.files[name] for name in candidates if name in lying.files), None)
             label = (
-                _label(labels, f"val/night/{sequence}/{stem}", ["_gt_labelTrainIds.png"]) if split == "val" else None
+                _label(lying, labels, f"val/night/{sequence}/{stem}", ["_gt_labelTrainIds.png"])
+                if split == "val"
+                else None
             )
             out.setdefault(split, []).append(Item(split, stem, path, label, reference))
     return out
 
 
-def _acdc(root: Path) -> dict[str, list[Item]]:
-    images, labels = below(root, "rgb_anon"), (below(root, "gt") or [root / "gt"])
+def _acdc(lying: Listing) -> dict[str, list[Item]]:
+    images, labels = homes(lying, "rgb_anon"), (homes(lying, "gt") or ["gt"])
     out: dict[str, list[Item]] = {}
     for condition in ("fog", "night", "rain", "snow"):
         for split in ("train", "val", "test"):
-            for path in files(images, f"{condition}/{split}/*/*_rgb_anon.png"):
+            for path in files(lying, images, f"{condition}/{split}/*/*_rgb_anon.png"):
                 stem = path.name.removesuffix("_rgb_anon.png")
                 relative = f"{condition}/{split}/{path.parent.name}/{stem}"
-                label = None if split == "test" else _label(labels, relative, ["_gt_labelTrainIds.png"])
+                label = None if split == "test" else _label(lying, labels, relative, ["_gt_labelTrainIds.png"])
                 for name in (split, f"{condition}_{split}"):
                     out.setdefault(name, []).append(Item(name, stem, path, label))
     return out
 
 
-def _nighttime_driving(root: Path) -> dict[str, list[Item]]:
-    labels = below(root, "gtCoarse_daytime_trainvaltest") or [root / "gtCoarse_daytime_trainvaltest"]
+def _nighttime_driving(lying: Listing) -> dict[str, list[Item]]:
+    labels = homes(lying, "gtCoarse_daytime_trainvaltest") or ["gtCoarse_daytime_trainvaltest"]
     out = []
-    for path in files(below(root, "leftImg8bit"), "test/night/*_leftImg8bit.png"):
+    for path in files(lying, homes(lying, "leftImg8bit"), "test/night/*_leftImg8bit.png"):
         stem = path.name.removesuffix("_leftImg8bit.png")
-        out.append(Item("test", stem, path, _label(labels, f"test/night/{stem}", ["_gtCoarse_labelTrainIds.png"])))
+        out.append(
+            Item("test", stem, path, _label(lying, labels, f"test/night/{stem}", ["_gtCoarse_labelTrainIds.png"]))
+        )
     return {"test": out}
 
 
-def _bdd100k_night(root: Path) -> dict[str, list[Item]]:
+def _bdd100k_night(lying: Listing) -> dict[str, list[Item]]:
     """The images that the MGCDA authors chose; their list says `seg/images/<train|val>/<name>.jpg`."""
-    lists = files([root], "*_trainval_night_correct_filenames.txt")
-    images, labels = (
-        below(root, "seg/images", "images/10k"),
-        (below(root, "seg/labels", "labels/sem_seg/masks") or [root / "seg/labels"]),
-    )
+    lists = [path for name, path in lying.files.items() if "/" not in name and name.endswith(BDD_LIST)]
+    images = homes(lying, "seg/images", "images/10k")
+    labels = homes(lying, "seg/labels", "labels/sem_seg/masks") or ["seg/labels"]
     if not images:
         return {"test": []}
     if not lists:
         raise UserError(
-            f"{root}: found images but not the list of the 87 night images; place images_trainval_night_correct_filenames.txt "
+            f"{lying.root}: found images but not the list of the 87 night images; place images{BDD_LIST} "
             f"from https://github.com/sakaridis/MGCDA (data/bdd100k_lists_file_names) there"
         )
     out = []
-    for line in lists[0].read_text().split():
+    for line in lists[0].read_text(encoding="utf-8", errors="replace").split():
         split, name = Path(line).parent.name, Path(line).stem.removesuffix("_train_id")
-        found = [base / split / f"{name}.jpg" for base in images if (base / split / f"{name}.jpg").is_file()]
+        candidates = [f"{folder}/{split}/{name}.jpg" for folder in images]
+        found = next((lying.files[candidate] for candidate in candidates if candidate in lying.files), None)
         if found:
-            out.append(Item("test", name, found[0], _label(labels, f"{split}/{name}", ["_train_id.png", ".png"])))
+            label = _label(lying, labels, f"{split}/{name}", ["_train_id.png", ".png"])
+            out.append(Item("test", name, found, label))
     return {"test": out}
 
 
-SCAN: dict[str, Callable[[Path], dict[str, list[Item]]]] = {
+SCAN: dict[str, Callable[[Listing], dict[str, list[Item]]]] = {
     "gta5": _gta5,
     "synthia": _synthia,
     "cityscapes": _cityscapes,

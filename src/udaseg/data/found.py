@@ -61,6 +61,8 @@ class Found:
         classes: class of each prepared label value.
         origin: where the files come from; goes into the manifest.
         delivered: (width, height) that every delivered image must have, or None.
+        excluded: names that were left out on request already.
+        notes: lines to say about it: what was left out.
         totals: split -> prepared value -> pixels over the split (255 = void), where the true sums are known.
     """
 
@@ -70,6 +72,8 @@ class Found:
     origin: dict[str, Any] = field(default_factory=lambda: {"kind": "user"})
     delivered: tuple[int, int] | None = None
     totals: dict[str, dict[int, int]] = field(default_factory=dict)
+    excluded: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def labelled(self, split: str) -> bool:
         return any(item.label or item.scene for item in self.splits[split])

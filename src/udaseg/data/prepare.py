@@ -10,11 +10,13 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from udaseg import artifacts, identity
 from udaseg.checking import essential
 from udaseg.classes import IGNORE
 from udaseg.data import convert, formats, parallel
+from udaseg.data.account import of_benchmark
 from udaseg.data.contact import contact_sheet
-from udaseg.data.found import Found
-from udaseg.data.prepared import FORMAT, Prepared
+from udaseg.data.delivered import Notes, Stat, key_of
+from udaseg.data.found import Found, Item
+from udaseg.data.prepared import FORMAT, Prepared, content_hash, directory_hash
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset, Params, Size, uses, without
 
@@ -43,6 +47,7 @@ FIRST_KEYS: dict[str, Any] = {
     "ids": {},
 }
 Entries = dict[str, list[dict[str, Any]]]  # split -> manifest entries
+log = logging.getLogger("udaseg")
 MOST_PROBLEMS = 100  # a wrong class table spoils every sample: stop looking
 
 
@@ -67,21 +72,21 @@ def prepare_dataset(
         UserError: data missing, incomplete or damaged, or the disk full; what is finished stays for the next run.
     """
     folder = Path(folder)
-    recipe = recipe_of(dataset, size)
-    if splits is not None and _is_complete(folder, name, recipe, splits) and not _may_have_changed(dataset):
+    if splits is not None and _rests(folder, name, dataset, size, splits):
         return folder
     found = formats.find_delivered(name, dataset)
     _prepare(name, dataset, size, folder, found, _chosen(name, dataset, found, splits), jobs, [])
     return folder
 
 
-def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("data")) -> Path:
-    """Prepare everything that a benchmark uses below `root/<benchmark>/`, and return the path of its data.json.
+def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("data")) -> str:
+    """Prepare everything that a benchmark uses below `root/<benchmark>/`, and return an account of it.
 
     data.json is written last: where it exists, all is complete. What another benchmark has prepared alike is linked or copied.
 
     Raises:
-        UserError: as `prepare_dataset`; a split that the data set lacks; a source or evaluation split without labels.
+        UserError: as `prepare_dataset`; a split that the data set lacks; a source or evaluation split without labels; what
+            `account.of_benchmark` finds.
     """
     home = Path(root) / name
     wanted: dict[str, tuple[str, Size, list[str]]] = {}
@@ -100,8 +105,7 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
         dataset, folder = p.datasets[dataset_name], home / prepared
         source: Prepared | Found
         try:
-            complete = _is_complete(folder, dataset_name, recipe_of(dataset, size), splits)
-            if complete and not _may_have_changed(dataset):
+            if _rests(folder, dataset_name, dataset, size, splits):
                 source = Prepared(folder)
             else:
                 source = formats.find_delivered(dataset_name, dataset)
@@ -121,7 +125,8 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
     for prepared, (found, splits) in todo.items():
         dataset_name, size, _ = wanted[prepared]
         dataset, folder = p.datasets[dataset_name], home / prepared
-        if not _is_current(folder, dataset_name, dataset, size, found, splits):
+        if not _is_current(folder, dataset_name, dataset, size, found, splits, Notes(folder)):
+            _discard_damaged(folder)
             record.unlink(missing_ok=True)
         others = [path for path in (*Path(root).glob(f"*/{prepared}"), Path(root) / prepared) if path != folder]
         _prepare(dataset_name, dataset, size, folder, found, splits, jobs, sorted(others))
@@ -130,16 +135,11 @@ def prepare_benchmark(p: Params, name: str, *, jobs: int, root: Path = Path("dat
         manifest = Prepared(home / prepared).manifest
         counts = {split: len(samples) for split, samples in manifest["splits"].items()}
         sets[prepared] = {"content_sha256": content_hash(manifest), "splits": counts}
+    account = of_benchmark(p, name, root)
     content = {"benchmark": name, "sets": sets}
     if not record.is_file() or artifacts.read_json(record, "a record of prepared data") != content:
         artifacts.write_json(record, content)
-    return record
-
-
-def content_hash(manifest: dict[str, Any]) -> str:
-    """Of what prepared data hold, wherever it came from and however it was made: a new recipe with the old result disowns nothing."""
-    content = without(manifest, "recipe", "origin")
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return account
 
 
 def recipe_of(dataset: Dataset, size: Size) -> str:
@@ -164,28 +164,70 @@ def _chosen(name: str, dataset: Dataset, found: Found, splits: Sequence[str] | N
 
 
 def _is_complete(folder: Path, name: str, recipe: str, splits: Iterable[str]) -> bool:
-    """Whether `folder` holds exactly these splits, made by this recipe."""
+    """Whether `folder` holds exactly these splits, made by this recipe, every byte as it was written."""
     if not (folder / "manifest.json").is_file():
         return False
     try:
-        prepared = Prepared(folder)
-        prepared.check()
+        about = _whole(folder).manifest
     except UserError:
         return False
-    about = prepared.manifest
     return (about["dataset"], about["recipe"], set(about["splits"])) == (name, recipe, set(splits))
 
 
-def _may_have_changed(dataset: Dataset) -> bool:
-    """A folder of images grows and shrinks; the other data sets are what they are, and their raw files may be gone."""
-    return dataset.format == "folder" and dataset.root is not None and Path(dataset.root).is_dir()
+def _discard_damaged(folder: Path) -> None:
+    """Data that are not as they were written are made anew: their manifest goes, and they are no data any more."""
+    if (folder / "manifest.json").is_file():
+        try:
+            _whole(folder)
+        except UserError as error:
+            log.warning("%s", error)
+            (folder / "manifest.json").unlink()
 
 
-def _is_current(folder: Path, name: str, dataset: Dataset, size: Size, found: Found, splits: Sequence[str]) -> bool:
-    """Complete, and for a folder of images also made from the files that are there now."""
+def _whole(folder: Path) -> Prepared:
+    """Prepared data as they were written.
+
+    Raises:
+        UserError: none, damaged ones, or a manifest that is not the one that was written.
+    """
+    prepared = Prepared(folder)
+    prepared.verify()
+    known = Notes(folder).manifest
+    record = folder.parent / "data.json"
+    if not known and record.is_file():
+        with contextlib.suppress(KeyError, TypeError):
+            known = artifacts.read_json(record, "a record of prepared data")["sets"][folder.name]["content_sha256"]
+    if known and known != content_hash(prepared.manifest):
+        raise UserError(f"{folder / 'manifest.json'}: changed since it was written; it is made anew")
+    return prepared
+
+
+def _rests(folder: Path, name: str, dataset: Dataset, size: Size, splits: Iterable[str]) -> bool:
+    """Complete, and nothing to compare with: the delivered files are gone, as people do with what is large."""
+    return not formats.is_there(dataset) and _is_complete(folder, name, recipe_of(dataset, size), splits)
+
+
+def _is_current(
+    folder: Path, name: str, dataset: Dataset, size: Size, found: Found, splits: Sequence[str], notes: Notes
+) -> bool:
+    """Complete, and made from the files that are delivered now."""
     if not _is_complete(folder, name, recipe_of(dataset, size), splits):
         return False
-    return "listing" not in found.origin or Prepared(folder).manifest["origin"] == found.origin
+    if Prepared(folder).manifest["origin"] != _origin(found, splits, notes):
+        return False
+    if notes.changed:  # touched, but equal
+        notes.save(_items(found, splits))
+    return True
+
+
+def _items(found: Found, splits: Iterable[str]) -> list[Item]:
+    return [item for split in splits for item in found.splits[split]]
+
+
+def _origin(found: Found, splits: Iterable[str], notes: Notes) -> dict[str, Any]:
+    """Where the data come from, and the digest of what was delivered; a rendered scene has no file."""
+    items = [item for item in _items(found, splits) if item.files]
+    return found.origin | ({"delivered": notes.digest(items)} if items else {})
 
 
 def _prepare(
@@ -199,53 +241,57 @@ def _prepare(
     others: list[Path],
 ) -> None:
     """Make `folder`; `others` are folders that may hold the same splits already."""
-    if _is_current(folder, name, dataset, size, found, splits):
+    for note in found.notes:
+        log.info("%s: %s", name, note)
+    notes = Notes(folder)
+    if _is_current(folder, name, dataset, size, found, splits, notes):
         return
+    _discard_damaged(folder)
     recipe, work = recipe_of(dataset, size), folder / ".part"
     with _writable(folder), artifacts.run_lock(work):
         for leftover in folder.glob(".*.part"):  # of a killed run, as large as the zips
             if leftover.is_file():
                 leftover.unlink()
-        donors: dict[str, Prepared] = {}
-        for other in (folder, *others):
-            donor = _donor(other, name, recipe, found)
-            if donor is None:
-                continue
-            if other != folder and set(donor.splits) == set(splits) and _link(donor, folder):
+        for other in others:
+            if _is_current(other, name, dataset, size, found, splits, Notes(other)) and _link(Prepared(other), folder):
+                notes.save(_items(found, splits), content_hash(Prepared(folder).manifest))
                 shutil.rmtree(work, ignore_errors=True)
                 return
-            donors = {split: donor for split in donor.splits} | donors
+        donors = _donors((folder, *others), name, recipe, found, splits, notes)
         tasks = {
-            split: [
-                convert.Task(
-                    item,
-                    found.encoding,
-                    size,
-                    found.delivered,
-                    convert.keeps_label_size(split),
-                    work / recipe / split / f"{item.name}.part",
-                )
-                for item in found.splits[split]
-            ]
-            for split in splits
-            if split not in donors
+            key_of(item): convert.Task(
+                item,
+                found.encoding,
+                size,
+                found.delivered,
+                convert.keeps_label_size(item.split),
+                work / recipe / item.split / f"{item.name}.part",
+            )
+            for item in _items(found, splits)
+            if key_of(item) not in donors
         }
-        _convert([task for group in tasks.values() for task in group], jobs, f"prepare {folder.name}", name)
-        entries = _pack(folder, splits, tasks, donors, lambda made: _check_totals(name, made, found))
+        _convert(list(tasks.values()), jobs, f"prepare {folder.name}", name)
+        packed = Packed(strict=dataset.format == "folder")
+        _pack(folder, _items(found, splits), tasks, donors, packed, lambda made: _check_totals(name, made, found))
+        for path, (stat, sha) in packed.sources:
+            notes.add(path, stat, sha)
         manifest = {
             "format": FORMAT,
             "dataset": name,
             "size": str(size),
             "recipe": recipe,
             "classes": list(found.classes),
-            "origin": found.origin,
-            "splits": entries,
-            "files": {
-                z: {"sha256": artifacts.file_hash(folder / z), "bytes": (folder / z).stat().st_size} for z in ZIPS
-            },
+            "origin": _origin(found, splits, notes),
+            "splits": packed.entries,
+            "files": {z: _about(folder / z) for z in ZIPS},
         }
+        notes.save(_items(found, splits), content_hash(manifest))
         artifacts.write_text(folder / "manifest.json", _manifest_text(manifest))
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    return {"sha256": artifacts.file_hash(path), "bytes": path.stat().st_size, "directory": directory_hash(path)}
 
 
 @contextlib.contextmanager
@@ -296,31 +342,59 @@ def _convert(tasks: list[convert.Task], jobs: int, title: str, name: str) -> Non
 # --- packing --------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Packed:
+    """What is known once all samples are packed.
+
+    Attributes:
+        strict: labels of one data set share a palette (not so where a publisher vouches for them).
+        entries: of the manifest.
+        sources: delivered files with listing and hash.
+        colours: index of palette labels -> colour, and the sample that had it first.
+    """
+
+    strict: bool
+    entries: Entries = field(default_factory=dict)
+    sources: list[tuple[Path, tuple[Stat, str]]] = field(default_factory=list)
+    colours: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, item: Item, part: convert.Part) -> None:
+        """Raises UserError where a palette contradicts that of another label."""
+        self.entries.setdefault(item.split, []).append(part.entry)
+        self.sources += zip(item.files, part.sources, strict=True) if part.sources else ()
+        for value, colour in part.colours.items() if self.strict else ():
+            before, first = self.colours.setdefault(value, (colour, key_of(item)))
+            if before != colour:
+                raise UserError(
+                    f"label {item.label}: palette index {value} has colour {colour}, but {before} in the label of {first}: a program has "
+                    f"packed the palettes anew, so that equal numbers are other classes; save labels as 8-bit grey PNG of class numbers"
+                )
+
+
 def _pack(
     folder: Path,
-    splits: list[str],
-    tasks: dict[str, list[convert.Task]],
-    donors: dict[str, Prepared],
+    items: Sequence[Item],
+    tasks: dict[str, convert.Task],
+    donors: dict[str, tuple[Prepared, dict[str, Any]]],
+    packed: Packed,
     check: Callable[[Entries], None],
-) -> Entries:
-    """Write both zips, in the order of splits and samples, and return the manifest's entries once `check` accepts them."""
-    entries: Entries = {}
+) -> None:
+    """Write both zips, in the order of splits and samples, once `check` accepts the entries."""
     with contextlib.ExitStack() as stack:
         zips = {}
         for name in ZIPS:
             temporary = stack.enter_context(artifacts.writing(folder / name))
             zips[name] = stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
-        for split in splits:
-            parts = _donated(donors[split], split) if split in donors else map(_finished, tasks[split])
-            for part in parts:
-                entries.setdefault(split, []).append(part.entry)
-                for archive, member, data in part.members:
-                    info = zipfile.ZipInfo(member)  # dated 1980: no time stamp
-                    info.external_attr, info.create_system = 0o644 << 16, 3
-                    zips[archive].writestr(info, data)
-        check(entries)
+        for item in items:
+            key = key_of(item)
+            part = _finished(tasks[key]) if key in tasks else _donated(*donors[key])
+            packed.add(item, part)
+            for archive, member, data in part.members:
+                info = zipfile.ZipInfo(member)  # dated 1980: no time stamp
+                info.external_attr, info.create_system = 0o644 << 16, 3
+                zips[archive].writestr(info, data)
+        check(packed.entries)
         (folder / "manifest.json").unlink(missing_ok=True)  # of older zips, which are replaced now
-    return entries
 
 
 def _finished(task: convert.Task) -> convert.Part:
@@ -331,24 +405,35 @@ def _finished(task: convert.Task) -> convert.Part:
     return part
 
 
-def _donated(donor: Prepared, split: str) -> Iterator[convert.Part]:
-    for entry in donor.manifest["splits"][split]:
-        members = [("images.zip", entry["image"])]
-        members += [("images.zip", entry["reference"])] if entry["reference"] else []
-        members += [("labels.zip", entry["label"])] if entry["label"] else []
-        yield convert.Part(entry, [(archive, member, donor.read(archive, member)) for archive, member in members])
+def _donated(donor: Prepared, entry: dict[str, Any]) -> convert.Part:
+    members = [("images.zip", entry["image"])]
+    members += [("images.zip", entry["reference"])] if entry["reference"] else []
+    members += [("labels.zip", entry["label"])] if entry["label"] else []
+    return convert.Part(entry, [(archive, member, donor.read(archive, member)) for archive, member in members])
 
 
-def _donor(folder: Path, name: str, recipe: str, found: Found) -> Prepared | None:
-    """The prepared data in `folder`, if they were made by the same recipe from the same files."""
-    try:
-        donor = Prepared(folder)
-        donor.check()
-    except UserError:
-        return None
-    about = donor.manifest
-    same = about["dataset"] == name and about["recipe"] == recipe and about["origin"] == found.origin
-    return donor if same else None
+def _donors(
+    folders: Iterable[Path], name: str, recipe: str, found: Found, splits: Sequence[str], notes: Notes
+) -> dict[str, tuple[Prepared, dict[str, Any]]]:
+    """Samples that are prepared already, by the same recipe from files of the same content: key -> where, and its entry."""
+    out: dict[str, tuple[Prepared, dict[str, Any]]] = {}
+    for folder in folders:
+        try:
+            donor = _whole(folder)
+        except UserError:
+            continue
+        about, known = donor.manifest, Notes(folder)
+        if about["dataset"] != name or about["recipe"] != recipe:
+            continue
+        notes.files = known.files | notes.files
+        entries = {f"{split}/{entry['name']}": entry for split in about["splits"] for entry in about["splits"][split]}
+        for item in _items(found, splits):
+            key = key_of(item)
+            if key in out or key not in entries:
+                continue
+            if not item.files or known.knew(item) == notes.of_sample(item):
+                out[key] = donor, entries[key]
+    return out
 
 
 def _link(donor: Prepared, folder: Path) -> bool:

@@ -6,7 +6,10 @@ its target.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
+import json
 import os
 import zipfile
 import zlib
@@ -19,7 +22,7 @@ from PIL import Image
 
 from udaseg import artifacts
 from udaseg.errors import UserError
-from udaseg.params import Use
+from udaseg.params import Use, without
 
 FORMAT = 1
 
@@ -112,10 +115,18 @@ class Prepared:
         key = (os.getpid(), archive)  # a handle shared over a fork would share its position
         try:
             if key not in self._zips:
-                self._zips[key] = zipfile.ZipFile(path)
+                self._zips[key] = self._opened(path)
             return self._zips[key].read(member)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path}: {member} cannot be read ({error}); run `udaseg prepare` again") from None
+
+    def _opened(self, path: Path) -> zipfile.ZipFile:
+        """A zip whose directory (names and checksums) is that of the manifest: what was exchanged inside is noticed at once."""
+        opened = zipfile.ZipFile(path)
+        wanted = self.manifest["files"].get(path.name, {}).get("directory")  # not in manifests of older versions
+        if wanted and directory_of(opened) != wanted:
+            raise zipfile.BadZipFile("its members are not those of the manifest")
+        return opened
 
     def _array(self, archive: str, member: str) -> np.ndarray:
         data = self.read(archive, member)
@@ -126,6 +137,20 @@ class Prepared:
             raise UserError(
                 f"{self.folder / archive}: {member} is no PNG ({error}); run `udaseg prepare` again"
             ) from None
+
+    def verify(self) -> None:
+        """Compare every byte of the zips with the manifest: for `udaseg prepare`, `verify` and `doctor`.
+
+        Raises:
+            UserError: a zip is missing or differs.
+        """
+        self.check()
+        for name, about in self.manifest["files"].items():
+            path = self.folder / name
+            if _hash_at(path, path.stat().st_ctime_ns, path.stat().st_size) != about["sha256"]:
+                raise UserError(
+                    f"{self.folder / name}: damaged, its sha256 is not that of the manifest; run `udaseg prepare` again"
+                )
 
     def check(self) -> None:
         """Compare the zips' sizes with the manifest: quick, finds what was cut short or mixed up.
@@ -144,13 +169,46 @@ class Prepared:
         return self.__dict__ | {"_zips": {}}
 
 
+def content_hash(manifest: dict[str, Any]) -> str:
+    """Of what prepared data hold, wherever it came from and however it was made: a new recipe with the old result disowns nothing."""
+    content = without(manifest, "recipe", "origin")
+    content["files"] = {name: without(about, "directory") for name, about in manifest["files"].items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.lru_cache(64)
+def _hash_at(path: Path, changed: int, size: int) -> str:
+    """sha256 of a file, formed once in a process as long as it is not touched: zips hold gigabytes."""
+    return artifacts.file_hash(path)
+
+
+def directory_hash(path: Path) -> str:
+    """Of a zip's directory: names, sizes and checksums of its members."""
+    with zipfile.ZipFile(path) as opened:
+        return directory_of(opened)
+
+
+def directory_of(opened: zipfile.ZipFile) -> str:
+    members = [[info.filename, info.file_size, info.CRC] for info in opened.infolist()]
+    return hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]
+
+
 def find_prepared(benchmark: str, use: Use, root: Path = Path("data")) -> Prepared:
     """The prepared data that a benchmark uses.
 
     Raises:
-        UserError: not prepared yet.
+        UserError: not prepared yet, or a manifest that is not the one of data.json.
     """
-    folder = root / benchmark / use.prepared
+    folder, again = root / benchmark / use.prepared, f"run `udaseg prepare --benchmark {benchmark}`"
     if not (folder / "manifest.json").is_file():
-        raise UserError(f"{folder}: not prepared yet; run `udaseg prepare --benchmark {benchmark}`")
-    return Prepared(folder)
+        raise UserError(f"{folder}: not prepared yet; {again}")
+    prepared = Prepared(folder)
+    record = root / benchmark / "data.json"
+    sets = artifacts.read_json(record, f"a record of prepared data; {again}")
+    try:
+        wanted = sets["sets"][use.prepared]["content_sha256"]
+    except (KeyError, TypeError):
+        raise UserError(f"{record}: found no hash of {use.prepared}, expected one; {again}") from None
+    if content_hash(prepared.manifest) != wanted:
+        raise UserError(f"{folder / 'manifest.json'}: changed since it was written, {record} has another hash; {again}")
+    return prepared

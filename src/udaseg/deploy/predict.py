@@ -23,13 +23,14 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from udaseg.artifacts import check_folder, write_text, writing
 from udaseg.classes import ClassSpace
-from udaseg.data.convert import UNREADABLE, fit
-from udaseg.data.folder import IMAGES
+from udaseg.data.convert import fit
+from udaseg.data.images import Unusable, open_image
+from udaseg.data.walk import IMAGES, listing
 from udaseg.devices import choose
 from udaseg.errors import UserError
 from udaseg.evaluation import inference
@@ -78,7 +79,7 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
     seconds = time.perf_counter() - began
     if bad := labeller.unusable:
         raise UserError(
-            f"{len(bad)} of {len(names)} files are no images, first {bad[0]}; the other {done} are labelled in {out}; "
+            f"{len(bad)} of {len(names)} files cannot be labelled, first {bad[0]}; the other {done} are labelled in {out}; "
             f"replace or remove the file and run again"
         )
     outside = 100 * max(0.0, 1 - labeller.clock.seconds() / seconds)
@@ -130,11 +131,10 @@ def below(folder: Path, out: Path) -> list[tuple[Path, PurePath]]:
     """Images at any depth and their paths below `folder`, sorted; never what an earlier run wrote into `out`."""
     if folder.resolve() == out.resolve():
         raise UserError(f"--out: found {out}, the folder of the images; name another, as {folder / 'labels'}")
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(place, f).resolve() != out.resolve()]
-        found += [Path(place, name) for name in files if name.lower().endswith(IMAGES) and not name.startswith(".")]
-    return [(path, path.relative_to(folder)) for path in sorted(found)]
+    lying = listing(folder, without=out)
+    if left := lying.left_out():
+        log.info("left out below %s: %s", folder, left)
+    return [(path, PurePath(name)) for name, path in lying.images().items()]
 
 
 def result(out: Path, kind: str, name: PurePath) -> Path:
@@ -219,44 +219,12 @@ class Labeller:
 def read_photo(path: Path, size: Size) -> Photo | str:
     """The image, or in a few words why it is none."""
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = eight_bits(upright(opened))
-    except UnidentifiedImageError:
-        return f"{path} (no image)"
-    except UNREADABLE as error:
-        return f"{path} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        image = open_image(path)
+    except Unusable as problem:
+        return f"{path.parent}{os.sep}{problem}"
     wanted = fit(*image.size, size)
     view = image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR)
     return Photo(path, np.asarray(image), torch.from_numpy(np.array(view).transpose(2, 0, 1)))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation says.
-
-    Raises:
-        ValueError: an EXIF block that Pillow cannot read, or cannot write anew without the orientation.
-    """
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # of many types, TypeError and AttributeError among them
-        raise ValueError("damaged EXIF block: save the image without it") from error
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """As 8-bit RGB. Grey images of 16 bits keep the upper 8; transparency is dropped.
-
-    Raises:
-        ValueError: numbers that are no 16-bit intensities.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"holds {values.min()} to {values.max()}, expected 8 or 16 bits a channel")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("holds floating point numbers, expected 8 or 16 bits a channel")
-    return image.convert("RGB")
 
 
 def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,8 +23,10 @@ from PIL import Image
 
 from udaseg.artifacts import check_folder, writing
 from udaseg.classes import CITYSCAPES, NAMES
-from udaseg.data.convert import LABEL_LEVEL, UNREADABLE, png
+from udaseg.data.convert import LABEL_LEVEL, png
 from udaseg.data.formats import CITIES, EXPECTED
+from udaseg.data.images import Unusable, size_of
+from udaseg.data.walk import listing
 from udaseg.deploy.predict import Answer, Labeller, counted
 from udaseg.devices import choose
 from udaseg.errors import UserError
@@ -138,7 +140,9 @@ def find_test_images(folder: Path, server: str, wanted: Server) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected the test images of {server} ({wanted.place})")
     pattern = re.compile(wanted.images)
-    found = {path: match["part"] for path in folder.rglob("*.png") if (match := pattern.fullmatch(path.name))}
+    found = {
+        path: match["part"] for path in listing(folder).images().values() if (match := pattern.fullmatch(path.name))
+    }
     if wanted.parts:  # training cities may lie beside them
         found = {path: part for path, part in found.items() if part in wanted.parts}
     files = sorted(found, key=lambda path: path.name)
@@ -154,10 +158,9 @@ def find_test_images(folder: Path, server: str, wanted: Server) -> list[Path]:
             raise UserError(f"{one} and {other}: twice the same test image; remove one")
     for path in files:
         try:
-            with Image.open(path) as image:
-                size = image.size
-        except UNREADABLE:
-            raise UserError(f"{path}: no image; fetch the file again") from None
+            size = size_of(path)
+        except Unusable as problem:
+            raise UserError(f"{path.parent}{os.sep}{problem}; fetch the file again") from None
         if size != wanted.size:
             raise UserError(f"{path}: found {_x(size)}, expected {_x(wanted.size)}; take the images as delivered")
     return files

@@ -6,6 +6,7 @@ params.yaml is edited as text, because it is written for people: what stood ther
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import re
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from PIL import Image
 
 from udaseg import params
 from udaseg.artifacts import write_text
 from udaseg.checking import lookup
 from udaseg.data import folder as folders
-from udaseg.data.convert import UNREADABLE, fit
+from udaseg.data.convert import fit
+from udaseg.data.images import Unusable, size_of
 from udaseg.errors import UserError
 from udaseg.params import NAME, RESERVED, Benchmark, Dataset, Params, Size
 
+log = logging.getLogger("udaseg")
 MULTIPLE = 32  # of target sizes: what the deepest encoders shrink by
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 LAYOUT = (
     "params.yaml: found `datasets` or `benchmarks` in another layout than one indented entry after the other; lay them out "
     "like that, or add the blocks by hand (docs/your-own-images.md)"
@@ -97,19 +98,16 @@ def sizes_of(folder: Path, name: str) -> Counter[tuple[int, int]]:
     for item in found.splits["train"]:
         assert item.image
         try:
-            with Image.open(item.image) as image:
-                exif = image.getexif()
-                orientation = exif.get(ORIENTATION, 1)
-                if orientation in range(2, 9):
-                    exif.tobytes()  # as Pillow does when it turns the image; a damaged block stops it
-                sizes[image.size[::-1] if orientation in TURNED else image.size] += 1
-        except (*UNREADABLE, AttributeError, TypeError):  # the last two: Pillow on damaged EXIF
-            problems.append(item.image)
+            sizes[size_of(item.image)] += 1
+        except Unusable as problem:
+            problems.append(f"{item.image.parent}{os.sep}{problem}")
     if problems:
         raise UserError(
-            f"{folder}: {len(problems)} of {len(found.splits['train'])} files are named like images but cannot be read as such, "
-            f"first {problems[0]}; remove or replace them"
+            f"{folder}: {len(problems)} of {len(found.splits['train'])} files are named like images but cannot be used, "
+            f"first {problems[0]}; or move them away"
         )
+    for note in found.notes:
+        log.info("%s", note)
     return sizes
 
 

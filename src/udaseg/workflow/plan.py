@@ -12,6 +12,7 @@ from typing import Any
 from udaseg import identity, params
 from udaseg.artifacts import write_text
 from udaseg.checking import essential
+from udaseg.data import watch
 from udaseg.engine import provenance
 from udaseg.errors import UserError
 from udaseg.figures import NAMES as FIGURES
@@ -117,12 +118,28 @@ def identities(p: Params) -> dict[str, str]:
 def write_identities(p: Params) -> None:
     """Bring results/.identity up to date; what has not changed is not touched."""
     wanted = identities(p)
+    wanted |= {delivered(p, benchmark): "" for benchmark in p.run.benchmarks}
     for path in sorted(IDENTITIES.rglob("*.json")):
         if path.as_posix() not in wanted:
             path.unlink()
     for name, text in wanted.items():
-        if not Path(name).is_file() or Path(name).read_text(encoding="utf-8") != text:
+        if text and (not Path(name).is_file() or Path(name).read_text(encoding="utf-8") != text):
             write_text(Path(name), text)
+
+
+def delivered(p: Params, benchmark: str) -> str:
+    """The file on which preparation depends: what is delivered now, where that is not what was prepared.
+
+    It is written when the delivered files have changed, and stays as it is otherwise, also once they are prepared: so that looking
+    makes nothing stale.
+    """
+    path = IDENTITIES / benchmark / "delivered.json"
+    found = watch.changed(p, benchmark)
+    if found or not path.exists():
+        text = json.dumps(found, sort_keys=True) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    return path.as_posix()
 
 
 def start(run: Run) -> list[str]:

@@ -115,6 +115,9 @@ def publish(run: Run, scratch: Path) -> None:
     shutil.copytree(
         run.folder, scratch / run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
     )
+    shutil.copytree(
+        plan.IDENTITIES, scratch / plan.IDENTITIES, dirs_exist_ok=True
+    )  # what is delivered is not known there
     with contextlib.chdir(scratch):
         compare.select(params.load())
         plan.write_identities(params.load())
