@@ -132,6 +132,47 @@ def data_truncated_png(project: Project, patch: pytest.MonkeyPatch) -> list[str]
 
 
 @case
+def data_lossy_label(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    Image.new("L", (16, 8)).save(own_folder(project) / "labels/b.png", "JPEG")
+    return PREPARE
+
+
+@case
+def data_turned_photograph(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (16, 8)).save(own_folder(project) / "images/b.png", exif=exif)
+    return PREPARE
+
+
+@case
+def data_damaged_exif(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    block = b"MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x02\0\0\0\x04abc\0\0\0\0\0"
+    Image.new("RGB", (16, 8)).save(own_folder(project) / "images/b.png", exif=block)
+    return PREPARE
+
+
+@case
+def data_forged_manifest(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = next((project.folder / "data/streets").glob("streets_photo*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["splits"]["test"] = manifest["splits"]["test"][1:]
+    path.write_text(json.dumps(manifest))
+    scratch(project)
+    return TRAIN
+
+
+@case
+def data_void_test(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    for path in (own_folder(project) / "labels").iterdir():
+        Image.new("L", (16, 8), 255).save(path)
+    project.set("datasets/mine/classes", "cityscapes19")
+    project.set("benchmarks/streets/evaluate", ["mine/train"])
+    (project.folder / "data/streets/data.json").unlink()  # says that all is prepared
+    return ["prepare", "--benchmark", "streets", "--jobs", "1"]
+
+
+@case
 def data_not_prepared(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     scratch(project)
     (project.folder / "data/streets/data.json").unlink()

@@ -22,7 +22,17 @@ NOT_WRITTEN = {
     **dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), DENIED),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), IN_THE_WAY),
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "the file system or a limit (`ulimit -f`) allows no file of this size: choose another disk or raise it",
 }
+
+
+def not_written(path: Path, error: OSError) -> UserError | None:
+    """What to say where a file or folder cannot be written, if that is what an error tells."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: no space left on the disk; free some and run again (nothing finished is lost)")
+    if error.errno in NOT_WRITTEN:
+        return UserError(f"{path}: cannot be written ({error.strerror}); {NOT_WRITTEN[error.errno]}")
+    return None
 
 
 @contextlib.contextmanager
@@ -44,12 +54,8 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path}: no space left on the disk; free some and run again (nothing finished is lost)"
-            ) from error
-        if error.errno in NOT_WRITTEN:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); {NOT_WRITTEN[error.errno]}") from error
+        if known := not_written(path, error):
+            raise known from error
         raise
     finally:
         with contextlib.suppress(OSError):  # there is none, or its place is what cannot be written

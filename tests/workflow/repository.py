@@ -100,9 +100,9 @@ class Repository:
         block[last] = value
         (self / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
 
-    def planned(self) -> dict[str, int]:
+    def planned(self, *targets: str) -> dict[str, int]:
         """Rule -> number of jobs that Snakemake would run; `all` is left out."""
-        text = self.snakemake("--dry-run")
+        text = self.snakemake("--dry-run", *targets)
         if "Nothing to be done" in text:
             return {}
         table = text[text.rindex("Job stats:") :]

@@ -7,7 +7,6 @@ are packed into the two zips, the manifest is written last, and the parts go. Eq
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -299,11 +298,8 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); free space or choose another disk, then run again "
-                f"(nothing finished is lost)"
-            ) from None
+        if known := artifacts.not_written(folder, error):
+            raise known from None
         raise
 
 
