@@ -167,7 +167,7 @@ def data_void_test(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     for path in (own_folder(project) / "labels").iterdir():
         Image.new("L", (16, 8), 255).save(path)
     project.set("datasets/mine/classes", "cityscapes19")
-    project.set("benchmarks/streets/evaluate", ["mine/train"])
+    project.set("benchmarks/streets/evaluate", ["streets_photo/test", "mine/train"])
     (project.folder / "data/streets/data.json").unlink()  # says that all is prepared
     return ["prepare", "--benchmark", "streets", "--jobs", "1"]
 
