@@ -165,6 +165,18 @@ def test_a_name_cannot_steer_the_terminal_or_begin_a_new_line(
     assert line.isprintable() and r"no folder a\nudaseg prepare: all is well\x1b[2J\x1b[31m\u202e\x9b" in line
 
 
+def test_a_terminal_that_lacks_a_letter_stops_nothing(project: Project) -> None:
+    names = ["é", "\udcff"]  # the second is a byte that is no UTF-8
+    for number, name in enumerate(names):
+        Path(name).mkdir()
+        Image.new("RGB", (96, 72)).save(Path(name, "a.png"))
+        done = project.udaseg("predict", "--out", "labels", "nowhere", name, PYTHONIOENCODING="ascii")
+        assert done.returncode == 2 and "found nothing at nowhere" in done.stderr
+        if number == 0:
+            done = project.udaseg("new-target", name, "--name", "mine", PYTHONIOENCODING="ascii")
+            assert done.returncode == 0 and r"\xe9" in done.stdout
+
+
 # --- temporary files ------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ Modules that need torch, Snakemake or DVC are imported only by the commands that
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -32,6 +33,11 @@ class Printable(logging.Formatter):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that lacks a letter, or a name that is no text, stops nothing
+            stream.reconfigure(errors="backslashreplace")
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Printable("%(message)s"))

@@ -66,6 +66,8 @@ KINDS = {
     "prepared": Kind("kind_files", "draw_prepared", "play_prepared", 5, "trained", 20),
     "models": Kind("kind_files", "draw_model", "play_model", 8, "trained", 20),
     "restart": Kind("kind_files", "draw_restart", "play_restart", 4, "trained", 20),
+    "tables": Kind("kind_files", "draw_tables", "play_tables", 2, "trained", 20),
+    "lists": Kind("kind_images", "draw_lists", "play_lists", 2, "folder", 20),
     "results": Kind("kind_files", "draw_results", "play_results", 8, "finished", 20),
 }
 PLANTED = Kind("planted", "draw", "play", 0)  # what the program must find; no part of a run

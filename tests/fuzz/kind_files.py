@@ -14,12 +14,12 @@ from typing import Any
 import base
 import mutate
 import torch
-from PIL import Image
+import yaml
 from sandbox import Said, Wrong, command, watched
 
 from udaseg.engine import checkpoint
 from udaseg.errors import UserError
-from udaseg.models.files import load_model_file
+from udaseg.models.files import load_model_file, save_model
 
 DATA = "data/streets"
 PREPARED = [
@@ -366,20 +366,21 @@ def play_restart(recipe: dict[str, Any], home: Path) -> bool:
 
 def draw_results(rng: Random, number: int) -> dict[str, Any]:
     name = rng.choice(RESULTS)
+    drawn = f"figure {rng.choice(figures())}"
     if "summary" in name:
-        steps = ["report", "figure gains"]
+        steps = ["report", drawn]
     elif name.endswith("metrics.json"):
-        steps = ["compare", "compare", "compare", "select", "report", "import", "figure classes"]
+        steps = ["compare", "compare", "compare", "select", "report", "import", "reference", drawn]
     elif name.endswith("run.json"):
-        steps = ["report", "import", "import", "evaluate", "train", "why"]
+        steps = ["report", "import", "import", "evaluate", "train", "why", "reference"]
     elif name.endswith("analysis.json"):
-        steps = ["report", "select", "figure measures"]
+        steps = ["report", "select", drawn]
     elif name.endswith("history.csv"):
-        steps = ["figure training", "evaluate", "train", "import"]
+        steps = ["figure curves", "evaluate", "train", "import"]
     elif name.endswith("npz"):
-        steps = ["figure tsne", "figure features"]
+        steps = ["figure tsne", drawn]
     else:
-        steps = ["select", "figure classes", "figure pictures", "report"]
+        steps = ["select", "figure qualitative", "report", drawn]
     return {**draw_edit(rng, name), "step": rng.choice(steps)}
 
 
@@ -395,14 +396,20 @@ def play_results(recipe: dict[str, Any], home: Path) -> bool:
         "figure": ("figure", what, "--benchmark", "streets"), "evaluate": ("evaluate", *run), "train": ("train", *run), "why": ("why", "streets/self_training/0"),
         "import": ("import-run", base.RUN, "--reference"), "select": ("select",),
     }.get(name, (name, "--benchmark", "streets"))  # fmt: skip
-    if name == "figure" and what not in figures():
-        words = ("figure", figures()[len(what) % len(figures())], "--benchmark", "streets")
+    if name == "reference":
+        home = Path("results/reference/streets/self_training/seed0")
+        shutil.copytree(base.RUN, home, symlinks=True)
+        words = ("compare", "--benchmark", "streets", "--reference")
     said = command(*words)
     if not said.accepted:
         said = follow(words, said)
     if not said.accepted:
         return False
-    if changed and recipe["file"].endswith("metrics.json") and name in ("compare", "select", "report", "import"):
+    if (
+        changed
+        and recipe["file"].endswith("metrics.json")
+        and name in ("compare", "select", "report", "import", "reference")
+    ):
         found = Path(recipe["file"])
         values = json.loads(found.read_text())
         right = base.BASE.json(recipe["file"])
@@ -416,6 +423,72 @@ def play_results(recipe: dict[str, Any], home: Path) -> bool:
     return True
 
 
+def draw_tables(rng: Random, number: int) -> dict[str, Any]:
+    """results/reference/superseded.yaml, and encoder weights."""
+    raw = {"streets": {"K3": ["self_training", "pipa"], "K1": ["bcl"]}, "camvid_day2dusk": {"K3": ["pipa"]}}
+    if rng.random() < 0.5:
+        return {
+            "what": "superseded",
+            "edits": mutate.edits(rng, raw),
+            "raw": raw,
+            "tail": rng.choice(
+                ["", "", "x: [", "streets: 1", "? {}", "a: &a [*a]", "!!python/name:os.system", "\x00", "<<: 1"]
+            ),
+        }
+    way = rng.choice(["names", "damage", "damage", "hostile", "instead"])
+    return {
+        "what": "weights",
+        "ending": rng.choice(["pth", "pt", "safetensors"]),
+        "way": way,
+        "damage": mutate.damages(rng),
+        "instead": rng.choice(INSTEAD[1:]),
+        "number": rng.randrange(100),
+    }
+
+
+def play_tables(recipe: dict[str, Any], home: Path) -> bool:
+    outside = home.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    base.BASE.copy("params.yaml", base.RUN, f"{DATA}/data.json")
+    if recipe["what"] == "superseded":
+        shutil.copytree(base.RUN, "results/reference/streets/self_training/seed0")
+        text = (
+            yaml.safe_dump(
+                mutate.edited(recipe["raw"], [edit for edit in recipe["edits"] if "$deep" not in json.dumps(edit)])
+            )
+            + recipe["tail"]
+        )
+        Path("results/reference/superseded.yaml").write_text(text, encoding="utf-8", errors="backslashreplace")
+        return command("compare", "--benchmark", "streets", "--reference").accepted
+    base.BASE.copy("data")
+    raw = mutate.edited(base.BASE.raw, [])
+    path = Path(f"encoder.{recipe['ending']}")
+    raw["benchmarks"]["streets"]["model"]["weights"] = str(path)
+    raw["benchmarks"]["streets"]["init"] = {"default": "imagenet"}
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    tensors = {
+        name.removeprefix("encoder.body."): value
+        for name, value in load_model_file(base.MODEL)[0].items()
+        if name.startswith("encoder.body.")
+    }
+    names = sorted(tensors)
+    if recipe["way"] == "names":
+        tensors[f"{names[recipe['number'] % len(names)]}x"] = tensors.pop(names[recipe["number"] % len(names)])
+    content: Any = {"state_dict": Hostile()} if recipe["way"] == "hostile" else tensors
+    if recipe["ending"] == "safetensors" and recipe["way"] != "hostile":
+        save_model(path, tensors, {})
+    else:
+        torch.save(content, path)
+    if recipe["way"] == "damage":
+        path.write_bytes(mutate.damaged(path.read_bytes(), recipe["damage"]))
+    elif recipe["way"] == "instead":
+        alter({"file": str(path), "edits": [], "damage": [], "instead": recipe["instead"]})
+    said = command(*base.TRAIN)
+    if any(outside.iterdir()):
+        raise Wrong("a weights file ran a program")
+    return said.accepted
+
+
 def same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
@@ -424,8 +497,3 @@ def figures() -> tuple[str, ...]:
     from udaseg.figures import NAMES
 
     return tuple(NAMES)
-
-
-def warm() -> None:
-    """What a fork would have to import or build first."""
-    Image.init()

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import base
 import mutate
@@ -17,6 +18,8 @@ import numpy as np
 import yaml
 from PIL import Image
 from sandbox import Wrong, command
+
+from udaseg.data import formats
 
 FORMATS = {
     "png": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "16bit"), "jpg": ("RGB", "L", "CMYK"), "tif": ("RGB", "RGBA", "L", "P", "1", "CMYK", "LAB", "I;16", "I", "F", "YCbCr"),
@@ -428,3 +431,55 @@ def play_classes(recipe: dict[str, Any], home: Path) -> bool:
     ):
         raise Wrong("an excluded image is in the manifest")
     return True
+
+
+# --- lists that come with data sets ---------------------------------------------------------------------------------
+
+LINES = [
+    "seg/images/train/a.jpg", "seg/images/val/b.jpg", "", "x", "/", "..", "../../outside/secret", "a/b/c/d/e.jpg", "/etc/hostname", "seg/images/train/a.jpg,train/day/x",
+    "train/night/GOPR1/a,train/day/GOPR2/d", "train/night/GOPR1/a,", ",", ",,,", "train/night/GOPR1/a,../../../outside/secret", "\x00", "é", "a,b,c", "x" * 5000, "$(touch x)",
+]  # fmt: skip
+
+
+def draw_lists(rng: Random, number: int) -> dict[str, Any]:
+    return {
+        "format": rng.choice(["bdd100k_night", "dark_zurich"]),
+        "lines": [rng.choice(LINES) for _ in range(rng.choice([0, 1, 2, 4]))],
+        "edits": mutate.damages(rng) if rng.random() < 0.3 else [],
+        "folder": rng.random() < 0.05,
+        "counts": rng.random() < 0.7,  # as many images as are wanted
+    }
+
+
+def play_lists(recipe: dict[str, Any], home: Path) -> bool:
+    outside = home.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    Image.new("RGB", (16, 8)).save(outside / "secret_rgb_anon.png")
+    night = recipe["format"] == "dark_zurich"
+    root = Path("mine")
+    if night:
+        images = [root / "rgb_anon/train/night/GOPR1/a_rgb_anon.png", root / "rgb_anon/train/day/GOPR2/d_rgb_anon.png"]
+        table, counts = root / "corresp/train/night/GOPR1_ref_day.csv", {"train": 1}
+    else:
+        images = [root / "seg/images/train/a.jpg", root / "seg/images/val/b.jpg"]
+        table, counts = (
+            root / "images_trainval_night_correct_filenames.txt",
+            {"test": len({line for line in recipe["lines"] if line in LINES[:2]})},
+        )
+        for path in (root / "seg/labels/train/a_train_id.png", root / "seg/labels/val/b_train_id.png"):
+            path.parent.mkdir(parents=True)
+            Image.new("L", (16, 8)).save(path)
+    for path in images:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 8)).save(path)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    if recipe["folder"]:
+        table.mkdir()
+    else:
+        table.write_bytes(mutate.damaged("\n".join(recipe["lines"]).encode(), recipe["edits"]))
+    raw = mutate.edited(base.BASE.raw, [])
+    raw["datasets"]["mine"] = {"format": recipe["format"], "root": str(root)}
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    expected = counts if recipe["counts"] else {"train": 5}
+    with mock.patch.dict(formats.EXPECTED, {recipe["format"]: expected}):
+        return command("prepare", "mine", "--size", "16x8", "--jobs", "1").accepted
