@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import io
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -105,6 +107,47 @@ def test_unsafe_archives_are_refused_whole(name: str, make: object, tmp_path: Pa
 def test_damaged_archives_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"no archive at all")
     with pytest.raises(UserError, match=r"damaged or incomplete archive .* download it again"):
+        archives.unpack(tmp_path / name, tmp_path / "out")
+
+
+def second_block_damaged(archive: Path) -> None:
+    with tarfile.open(archive, "w") as opened:
+        member = tarfile.TarInfo("images/1.png")
+        member.size = 2_000_000
+        opened.addfile(member, io.BytesIO(random.Random(0).randbytes(member.size)))
+    packed = bytearray(bz2.compress(archive.read_bytes()))
+    packed[len(packed) * 3 // 4] ^= 255
+    archive.write_bytes(packed)
+
+
+def file_called_like_a_folder(archive: Path) -> None:
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as opened:
+        opened.addfile(tarfile.TarInfo("images/1.png"))
+        opened.addfile(tarfile.TarInfo("x" * 120 + "/"))
+
+
+def entry_before_the_file(archive: Path) -> None:
+    in_zip("images/1.png")(archive)  # type: ignore[operator]
+    data = bytearray(archive.read_bytes())
+    end = data.rindex(b"PK\5\6")
+    data[end + 16 : end + 20] = (2**31).to_bytes(4, "little")  # where the directory is said to begin
+    archive.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("a.tar.bz2", second_block_damaged),
+        ("a.tar", file_called_like_a_folder),
+        ("a.zip", entry_before_the_file),
+        ("b.zip", in_zip("")),
+    ],
+)
+def test_what_only_a_fuzzer_makes_is_named_too(name: str, make: object, tmp_path: Path) -> None:
+    make(tmp_path / name)  # type: ignore[operator]
+    with pytest.raises(
+        UserError, match=r"damaged or incomplete archive .* download it again|leads outside .* get a clean copy"
+    ):
         archives.unpack(tmp_path / name, tmp_path / "out")
 
 

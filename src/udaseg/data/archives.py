@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
-import gzip
 import hashlib
 import json
 import lzma
@@ -24,8 +24,8 @@ from udaseg.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError,
-    NotImplementedError,
+    zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError, KeyError,
+    OSError,
 )  # fmt: skip
 Member = tuple[str, int, int | None]  # path inside the archive, size in bytes, its CRC-32 (None in a tar)
 Opened = zipfile.ZipFile | tarfile.TarFile
@@ -71,6 +71,9 @@ def unpack(archive: Path, folder: Path, *, only: str = "", again: bool = False) 
                 _check_room(archive, folder, members)
                 written = sum(_unpacked(opened, member, folder) for member in members)
     except DAMAGED as error:
+        # what unpackers raise has no number, or is a place that the file does not have; the disk's own errors have others
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         first = str(error).split(":\n")[0]
         raise UserError(f"{archive}: damaged or incomplete archive ({first}); download it again") from None
     artifacts.write_json(note, {"stat": stat, "directory": digest})
@@ -179,7 +182,7 @@ def _directory(opened: Opened, archive: Path) -> list[Member]:
 
 def _refuse_outside(name: str, archive: Path) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name or os.path.isabs(name):
+    if not name or path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name or os.path.isabs(name):
         raise UserError(f"{archive}: refused, member {name!r} leads outside the folder; get a clean copy")
 
 
