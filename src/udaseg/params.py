@@ -138,6 +138,8 @@ class Model:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     batch_norm: Literal["train", "eval"]
+    positions: Literal["timm", "hub"] = "timm"  # how a plain ViT's position table is resized
+    frozen: bool = False  # the encoder is not trained
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Optimizer:
     weight_decay: float
     momentum: float
     no_decay: bool  # normalisation and position parameters of the encoder without weight decay
+    layer_decay: float = 1.0  # rate of each layer of a plain ViT as a share of that above it
 
 
 @dataclass(frozen=True)

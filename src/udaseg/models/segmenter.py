@@ -72,7 +72,10 @@ class Segmenter(nn.Module):
         """
         super().__init__()
         _check(spec)
-        self.encoder = Encoder(spec.backbone, spec.backbone_args)
+        self.encoder = Encoder(spec.backbone, spec.backbone_args, spec.positions)
+        self.frozen = spec.frozen
+        if self.frozen:
+            self.encoder.requires_grad_(False)
         self.stage_channels = self.encoder.channels
         self.stage_strides = self.encoder.strides
         self.head: FusionHead | DeepLabV2Head
@@ -91,12 +94,14 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but with `batch_norm: eval` the encoder's BatchNorm keeps its running statistics.
+        """As usual, but a frozen encoder stays in evaluation mode, and with `batch_norm: eval` its BatchNorm keeps its statistics.
 
         Its scale and shift are still trained. Weights whose statistics do not fit small batches need this.
         """
         super().train(mode)
-        if mode and self.freeze_statistics:
+        if self.frozen:
+            self.encoder.eval()
+        elif mode and self.freeze_statistics:
             for module in self.encoder.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()

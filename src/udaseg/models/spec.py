@@ -46,3 +46,11 @@ class ModelSpec(Protocol):
     @property
     def dropout(self) -> float:
         """Probability of dropping a channel before the classifier; deeplabv2 has none."""
+
+    @property
+    def positions(self) -> str:
+        """How a plain ViT's position table is resized: `timm` or `hub`."""
+
+    @property
+    def frozen(self) -> bool:
+        """The encoder is not trained."""

@@ -7,7 +7,6 @@ training, and how test images are looked at (whole, or in windows).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def header_of(run: Run) -> dict[str, str]:
         "params_hash": run.hash,
         "classes": ",".join(run.classes.names),
         "colours": json.dumps(run.classes.colours),
-        "model": json.dumps(dataclasses.asdict(run.benchmark.model) | {"weights": "none"}, sort_keys=True),
+        "model": json.dumps(essential(run.benchmark.model) | {"weights": "none"}, sort_keys=True),
         "size": str(run.benchmark.size.target),
         "test": json.dumps(essential(run.benchmark.test), sort_keys=True),
     }
