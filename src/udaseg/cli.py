@@ -91,17 +91,19 @@ def prepare(args: argparse.Namespace) -> None:
 def pretrain(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.engine import training
+    from udaseg.evaluation.validation import validate
 
     run = params.load(args.params).resolve(args.benchmark, "source_only", args.seed)
-    training.train(run, folder=run.pretrained.parent)
+    training.train(run, run.pretrained.parent, validate)
 
 
 def train(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.engine import training
+    from udaseg.evaluation.validation import validate
 
     run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
-    training.train(run, folder=run.folder)
+    training.train(run, run.folder, validate)
 
 
 def evaluate(args: argparse.Namespace) -> None:

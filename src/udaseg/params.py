@@ -189,6 +189,7 @@ class Train:
     border: Border
     save_every: int
     log_every: int
+    validate_every: int = 0  # steps between two scorings of the networks in training; 0: never
 
 
 @dataclass(frozen=True)
@@ -349,7 +350,7 @@ class Run:
         used = {use.dataset: self.params.datasets[use.dataset] for use in uses(self.benchmark)[:2]}
         unused = {"native", "init", *(term for term in papers() if term not in self.method.terms)}
         train = without(
-            essential(self.train), "save_every", "log_every"
+            essential(self.train), "save_every", "log_every", "validate_every"
         )  # how often to look does not change the result
         train["crop"] = dataclasses.asdict(self.train.crop)  # in two parts, as in the hashes of all earlier results
         return {
@@ -503,6 +504,8 @@ def check_train(train: Train, where: str) -> None:
             f"params.yaml: {where}: steps, batch, accumulate, save_every, log_every, schedule.rounds must be at least 1 "
             f"and batch a multiple of accumulate"
         )
+    if train.validate_every < 0:
+        raise UserError(f"params.yaml: {where}.validate_every: found {train.validate_every}, expected 0 or more")
 
 
 def check_names(params: Params) -> None:

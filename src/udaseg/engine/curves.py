@@ -45,7 +45,8 @@ class Curves:
         if self.writer is None:
             return
         step = int(row["step"])
-        values = {f"loss/{name}": value for name, value in row.items() if name not in ("step", "learning_rate")}
+        shown = {name: value for name, value in row.items() if name not in ("step", "learning_rate")}
+        values = {name if "/" in name else f"loss/{name}": value for name, value in shown.items()}
         values |= {"learning_rate": row["learning_rate"], "images_per_second": images_per_second}
         try:
             for name, value in values.items():

@@ -66,6 +66,9 @@ class Loop:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}  # losses since the last row of the history
+        self.found = torch.zeros(
+            len(run.classes), device=device
+        )  # pseudo-labels of each class since then, of every 16th pixel
         # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
         self.broken = torch.zeros((), device=device)
         self.labels = ""  # hash of the round's labels of the target, where the method labels in rounds
@@ -143,6 +146,7 @@ class Loop:
             with cast:
                 losses = next(passes, None)
             if losses is None:
+                self.count(batch.pseudo)
                 return
             if not losses:
                 continue
@@ -153,6 +157,17 @@ class Loop:
                 value = value.detach() / self.p.accumulate
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
             del losses, total  # a pass's graph is gone before the next pass begins
+
+    def count(self, pseudo: Tensor | None) -> None:
+        if pseudo is not None:
+            some = pseudo[:, ::4, ::4].flatten()
+            self.found += (some == torch.arange(len(self.found), device=some.device)[:, None]).sum(1)
+
+    def take_found(self) -> list[float]:
+        """Pseudo-labels of each class since the last call; waits for the device."""
+        found = self.found.tolist()
+        self.found.zero_()
+        return [float(n) for n in found]
 
     def stop_if_broken(self) -> None:
         if not self.broken:

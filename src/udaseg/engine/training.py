@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,16 +18,23 @@ from udaseg.engine.history import write_history
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.provenance import HISTORY, RECORD, fingerprint_of, is_done
 from udaseg.engine.trainer import Loop, build
+from udaseg.methods.base import Method
 from udaseg.models import trained
 from udaseg.params import Run
 from udaseg.progress import duration
 
 KEPT = Path("results/.trained")  # the last finished training of each run
+Validate = Callable[[Run, Method, torch.device], dict[str, float]]  # names and scores of the networks in training
 log = logging.getLogger("udaseg")
 
 
-def train(run: Run, folder: Path) -> None:
+def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
     """Train `run` and write history.csv, model.safetensors and, last, run.json into `folder`.
+
+    Args:
+        run: what to train.
+        folder: where to.
+        validate: what scores the networks on the way, every `train.validate_every` steps.
 
     Raises:
         UserError: whatever the user can mend (missing data, weights, device, a second process, a non-finite loss).
@@ -38,14 +46,14 @@ def train(run: Run, folder: Path) -> None:
     try:
         if ranks.rank() == 0:
             with run_lock(restart):
-                _train(run, folder, restart, device)
+                _train(run, folder, restart, device, validate)
         else:
-            _train(run, folder, restart, device)
+            _train(run, folder, restart, device, validate)
     finally:
         ranks.leave()
 
 
-def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
+def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate: Validate | None) -> None:
     for leftover in restart.glob(".*.part"):  # of a killed save
         leftover.unlink(missing_ok=True)
     fingerprint = fingerprint_of(run)
@@ -65,7 +73,7 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device) -> None:
     method = build(run, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
     loop = Loop(run, method, optimizer, device, restart, fingerprint)
-    loop.watch = watcher(run, folder, loop)
+    loop.watch = watcher(run, folder, loop, validate)
     with runtime.stop_requests() as request:
         loop.fit(request)
     if ranks.rank() == 0:
@@ -112,13 +120,19 @@ def keep(folder: Path) -> None:
 
 
 class Watcher:
-    """Says how far a training is, and draws its curves where `run.tensorboard` asks for them."""
+    """Says how far a training is, scores it where `train.validate_every` asks for it, and draws its curves where `run.tensorboard` does."""
 
-    def __init__(self, curves: Curves | None) -> None:
-        self.curves = curves
+    def __init__(self, curves: Curves | None, validate: Validate | None, classes: Sequence[str]) -> None:
+        self.curves, self.validate = curves, validate
+        self.collapse = Collapse(classes)
 
     def __call__(self, loop: Loop, speed: float) -> None:
-        row, steps = loop.history[-1], loop.p.steps
+        row, steps, every = loop.history[-1], loop.p.steps, loop.p.validate_every
+        before = int(loop.history[-2]["step"]) if len(loop.history) > 1 else 0
+        if self.validate and every and (loop.step // every > before // every or loop.step == steps):
+            row |= self.validate(loop.run, loop.method, loop.device)
+        for line in self.collapse.look(loop.take_found()):
+            log.warning("step %d: %s", loop.step, line)
         if self.curves:
             self.curves.add(row, speed)
         losses = {name: value for name, value in row.items() if name not in ("step", "learning_rate")}
@@ -136,6 +150,35 @@ class Watcher:
             )
 
 
-def watcher(run: Run, folder: Path, loop: Loop) -> Watcher:
+class Collapse:
+    """Notices when a class that the teacher found vanishes from its labels: what people then see is a score that falls."""
+
+    MOST = 0.002  # share of the pixels from which a class counts as found
+    LEAST = 0.01  # of its largest share: below, it has vanished
+    WINDOWS = 3  # rows of the history in a run, so that a few crops without it are no alarm
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self.largest = [0.0] * len(classes)
+        self.gone = [0] * len(classes)
+
+    def look(self, counts: Sequence[float]) -> list[str]:
+        """What to say after another window in which the teacher gave so many pixels to each class; nothing without labels."""
+        total, said = sum(counts), []
+        for k, n in enumerate(counts) if total else ():
+            share = n / total
+            self.largest[k] = max(self.largest[k], share)
+            vanished = self.largest[k] >= self.MOST and share < self.LEAST * self.largest[k]
+            self.gone[k] = self.gone[k] + 1 if vanished else 0
+            if self.gone[k] == self.WINDOWS:
+                said.append(
+                    f"{self.classes[k]} has vanished from the teacher's labels ({100 * self.largest[k]:.1f} % of the pixels at most, now "
+                    f"{100 * share:.2f} %); look at train.validate_every, or train with less confidence in rare classes"
+                )
+        return said
+
+
+def watcher(run: Run, folder: Path, loop: Loop, validate: Validate | None) -> Watcher:
     wanted = run.params.run.tensorboard and ranks.rank() == 0
-    return Watcher(Curves(LOGS.joinpath(*folder.parts[1:]), loop.step) if wanted else None)
+    curves = Curves(LOGS.joinpath(*folder.parts[1:]), loop.step) if wanted else None
+    return Watcher(curves, validate, run.classes.names)

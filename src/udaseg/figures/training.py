@@ -49,7 +49,11 @@ def curve(ax: Axes, seeds: list[dict[str, np.ndarray]], name: str, look: dict[st
     """Mean over seeds, and their range where there are several; steps that not every seed has reached are left out."""
     length = min(len(one["step"]) for one in seeds)
     step = seeds[0]["step"][:length]
-    values = np.array([smooth(one[name][:length]) for one in seeds])
+    sparse = name.startswith("validation/")
+    values = np.array([one[name][:length] if sparse else smooth(one[name][:length]) for one in seeds])
+    if sparse:  # scored now and then
+        scored = np.isfinite(values).any(0)
+        step, values = step[scored], values[:, scored]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a step where no seed has this loss stays NaN: a gap
         ax.plot(step, np.nanmean(values, 0), **look)

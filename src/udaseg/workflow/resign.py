@@ -178,7 +178,10 @@ def enough(rows: list[dict[str, str]], steps: int) -> tuple[int, tuple[str, ...]
 
 def read_history(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
+        rows = [
+            {name: text for name, text in row.items() if not name.startswith("validation/")}
+            for row in csv.DictReader(handle)
+        ]
     if not rows or "step" not in rows[0]:
         raise UserError(f"{path}: damaged, found no step in it; only a whole history can be compared")
     return rows
