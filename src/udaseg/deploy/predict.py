@@ -219,9 +219,13 @@ class Labeller:
 def read_photo(path: Path, size: Size) -> Photo | str:
     """The image, or in a few words why it is none."""
     try:
-        image = open_image(path)
+        return photo_of(path, open_image(path), size)
     except Unusable as problem:
         return f"{path.parent}{os.sep}{problem}"
+
+
+def photo_of(path: Path, image: Image.Image, size: Size) -> Photo:
+    """An upright 8-bit RGB image, and what the network sees of it."""
     wanted = fit(*image.size, size)
     view = image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR)
     return Photo(path, np.asarray(image), torch.from_numpy(np.array(view).transpose(2, 0, 1)))
