@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import yaml
 from PIL import Image
 
 from tiny_project import RAW, ROOT
-from udaseg import cli
+from udaseg import cli, params
 
 RUN = "results/streets/self_training/seed0"
 MODEL = f"{RUN}/model.safetensors"
@@ -94,6 +95,13 @@ class Base:
         shutil.copytree(ROOT / "docs/methods", home / "docs/methods")
         self.command("report", "--benchmark", "streets")
         return home
+
+    @functools.cache  # noqa: B019
+    def hashes(self, file: str) -> dict[str, str]:
+        """Of all runs of a parameter file as it is."""
+        from kind_params import hashes
+
+        return hashes(params.parse(self.full_raw if file == "full" else self.raw))
 
     def copy(self, *names: str) -> None:
         """Files and folders of the project, into the working directory."""

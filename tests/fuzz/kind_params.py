@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -68,7 +69,16 @@ def draw(rng: Random, number: int) -> dict[str, Any]:
         "lines": [],
     }
     raw = raw_of(recipe)
-    way = rng.choice(["edits", "edits", "edits", "token", "lines"])
+    way = rng.choice(["edits", "edits", "edits", "token", "lines", "same"])
+    if way == "same":
+        recipe["same"] = {
+            "sorted": rng.random() < 0.5,
+            "flow": rng.choice([True, False, None]),
+            "comments": rng.randrange(1000),
+            "numbers": rng.choice([".6e", ".9f", "+.7e", ".3E"]),
+            "quotes": rng.choice([None, "'", '"']),
+        }
+        return recipe
     if way == "edits":
         recipe["edits"] = mutate.edits(rng, raw)
     elif way == "token":
@@ -87,7 +97,36 @@ def draw(rng: Random, number: int) -> dict[str, Any]:
     return recipe
 
 
+def rewritten(raw: Any, how: dict[str, Any]) -> str:
+    """The same values in other words: order of keys, style, comments, notation of fractions."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def fraction(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+        text = format(value, how["numbers"])
+        plain = repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")
+        return dumper.represent_scalar("tag:yaml.org,2002:float", text if float(text) == value else plain)
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=how["quotes"])
+
+    Dumper.add_representer(float, fraction)
+    Dumper.add_representer(str, text)
+    out = yaml.dump(raw, Dumper=Dumper, sort_keys=how["sorted"], default_flow_style=how["flow"], width=10**6)
+    lines = out.split("\n")
+    if how["flow"] is not True:
+        lines = [
+            f"{line}   # {how['comments']}: a note" if k % 3 == how["comments"] % 3 and line else line
+            for k, line in enumerate(lines)
+        ]
+    return "# another first line\n\n" + "\n".join(lines)
+
+
 def text_of(recipe: dict[str, Any]) -> bytes:
+    if recipe.get("same"):
+        return rewritten(raw_of(recipe), recipe["same"]).encode()
     text = base.BASE.full_text if recipe["file"] == "full" else base.BASE.text
     if recipe["edits"] or recipe["token"]:
         raw = mutate.edited(raw_of(recipe), recipe["edits"])
@@ -130,7 +169,7 @@ def play(recipe: dict[str, Any], home: Path) -> bool:
     except UserError as error:
         one_line(error)
         if not recipe["edits"] and not recipe["token"] and not recipe["lines"]:
-            raise Wrong(f"the file as shipped is refused: {error}") from None
+            raise Wrong(f"the shipped values are refused: {error}") from None
         return False
     check_numbers(p.raw, [])
     for benchmark in p.benchmarks:
@@ -150,9 +189,21 @@ def play(recipe: dict[str, Any], home: Path) -> bool:
                 assert describe
             except UserError as error:
                 one_line(error)
+    if recipe.get("same") and hashes(p) != base.BASE.hashes(recipe["file"]):
+        raise Wrong("the same values in other words have other hashes")
     if b"<<" not in data:  # merges are of YAML 1.1, which DVC's reader knows and reads in another order
         compare_readers(data, p.raw)
     return True
+
+
+def hashes(p: params.Params) -> dict[str, str]:
+    """Of the runs that there are."""
+    out = {}
+    for benchmark in p.benchmarks:
+        for method in p.methods:
+            with contextlib.suppress(UserError):
+                out[f"{benchmark}/{method}"] = p.resolve(benchmark, method, 0).hash
+    return out
 
 
 def one_line(error: UserError) -> None:
