@@ -20,6 +20,7 @@ from PIL import Image
 
 from tiny_project import RAW, ROOT
 from udaseg import cli, params
+from udaseg.figures import NAMES
 
 RUN = "results/streets/self_training/seed0"
 MODEL = f"{RUN}/model.safetensors"
@@ -85,15 +86,17 @@ class Base:
 
     @cached_property
     def finished(self) -> Path:
-        """Everything: two methods trained, scored, analysed, compared, drawn."""
+        """Everything: two methods trained, scored, analysed, compared; blank figures."""
         home = self.trained
         for step in ("train", "evaluate", "analyse"):
             self.command(step, "--benchmark", "streets", "--method", "source_only")
         self.command("analyse", "--benchmark", "streets", "--method", "self_training")
         self.command("compare", "--benchmark", "streets")
-        self.command("figure", "--benchmark", "streets")
+        for name in NAMES:
+            (home / f"figures/streets/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 20)).save(home / f"figures/streets/{name}.png")
+            (home / f"figures/streets/{name}.pdf").touch()
         shutil.copytree(ROOT / "docs/methods", home / "docs/methods")
-        self.command("report", "--benchmark", "streets")
         return home
 
     @functools.cache  # noqa: B019
