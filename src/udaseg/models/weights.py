@@ -5,7 +5,6 @@ Names are timm's; official MiT files (SegFormer, NeurIPS 2021) are translated. d
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,9 +168,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_model_file(path)[0]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # of any type, as damaged bytes have it
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: found no readable PyTorch file ({error}), expected weights: fetch it again"
+            f"{path}: found no readable PyTorch file ({first}), expected weights: fetch it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
