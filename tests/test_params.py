@@ -46,7 +46,9 @@ def test_shipped_files_resolve_every_run(file: str) -> None:
             methods.setdefault(run.hash, set()).add(method)
             assert run.init in ("imagenet", "source_only", "none")
     # alike without their terms, or but for their native recipes; any others would be two recipes with one hash
-    alike: list[set[str]] = [{"self_training", "pipa-off", "cluda-off"}, {"plca", "plca-synthia"}]
+    alike: list[set[str]] = [
+        *({"self_training", "pipa-off", "cluda-off"}, {"plca", "plca-synthia"}, {"pipa-mild", "pipa-hrda"})
+    ]
     for names in methods.values():
         assert len(names) == 1 or names in alike
     assert len(methods) == len(p.benchmarks) * (

@@ -24,7 +24,7 @@ import yaml
 from udaseg.checking import build, convert, essential, keys_of, lookup, reject_unknown
 from udaseg.classes import ClassSpace, class_space
 from udaseg.errors import UserError
-from udaseg.recipes import Start, block_of, papers, terms
+from udaseg.recipes import Start, Variant, block_of, papers, terms
 from udaseg.recipes.bcl import Bcl
 from udaseg.recipes.plca import Plca
 from udaseg.recipes.self_training import SelfTraining
@@ -127,6 +127,21 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Hrda:
+    """Two resolutions (HRDA, ECCV 2022): docs/methods/hrda.md."""
+
+    detail: Size  # of the detail crop, and of the windows with which the teacher and the test cover an image
+    variant: Variant = (
+        "paper"  # released: boxes that do not fit the cells of DeepLab-V2, attenuated logits in the context loss
+    )
+    box_step: int = 8  # random boxes lie at multiples of it
+    detail_weight: float = 0.1  # share of the detail logits' own loss
+    context_weight: float = 0.0  # share of the context logits' own loss: an ablation
+    fusion: Literal["hrda", "cluda"] = "hrda"  # cluda: enlarged first, weighted then
+    windows_at_once: int | None = None  # of the teacher, to save memory; another number is another result
+
+
+@dataclass(frozen=True)
 class Model:
     backbone: str
     backbone_args: dict[str, Any]
@@ -140,6 +155,8 @@ class Model:
     batch_norm: Literal["train", "eval"]
     positions: Literal["timm", "hub"] = "timm"  # how a plain ViT's position table is resized
     frozen: bool = False  # the encoder is not trained
+    embedding: int | None = None  # of the stages in fusion heads; None: `width`
+    hrda: Hrda | None = None  # two resolutions
 
 
 @dataclass(frozen=True)
@@ -170,10 +187,13 @@ class RareClass:
 
 @dataclass(frozen=True)
 class Border:
-    """Rows without pseudo-labels, as fractions of the crop's height (rectification border and bonnet)."""
+    """Where the target gets no pseudo-labels (rectification border and bonnet), as fractions of its height and width."""
 
     top: float
     bottom: float
+    left: float = 0.0
+    right: float = 0.0
+    of: Literal["crop", "image"] = "crop"  # image: margins of the whole image, cropped and flipped with it
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from udaseg.evaluation import inference
+from udaseg.models.windows import starts, windows
 from udaseg.params import Size
 from udaseg.params import Test as Block  # pytest would collect a class called Test
 
@@ -32,12 +33,12 @@ def images(batch: int, height: int, width: int) -> Tensor:
 
 def test_base_o11() -> None:
     def sides(height: int, width: int, window: int, stride: int) -> tuple[list[int], list[int]]:
-        corners = inference.windows(height, width, (window, window), (stride, stride))
+        corners = windows(height, width, (window, window), (stride, stride))
         assert len(corners) == len(set(corners))
         return sorted({y for y, _ in corners}), sorted({x for _, x in corners})
 
     assert sides(1024, 2048, 1024, 512) == ([0], [0, 512, 1024])
-    assert len(inference.windows(1024, 1024, (512, 512), (256, 256))) == 9
+    assert len(windows(1024, 1024, (512, 512), (256, 256))) == 9
     assert sides(1080, 1920, 1024, 512) == ([0, 56], [0, 512, 896])
     assert sides(540, 960, 512, 256) == ([0, 28], [0, 256, 448])
 
@@ -46,7 +47,7 @@ def test_base_o11() -> None:
 @given(length=st.integers(1, 200), window=st.integers(1, 60), ratio=st.integers(1, 60))
 def test_windows_cover_and_never_overrun(length: int, window: int, ratio: int) -> None:
     stride = min(ratio, window)
-    first = inference.starts(length, window, stride)
+    first = starts(length, window, stride)
     covered = {pixel for start in first for pixel in range(start, start + min(window, length))}
     assert covered == set(range(length))
     assert first == sorted(set(first)) and first[0] == 0

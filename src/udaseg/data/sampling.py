@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from udaseg.classes import IGNORE, ClassSpace
 from udaseg.data.prepared import Prepared, Sample
 from udaseg.errors import UserError
-from udaseg.params import RareClass, Size
+from udaseg.params import Border, RareClass, Size
 
 if TYPE_CHECKING:
     from udaseg.data.two_crops import PairViews
@@ -46,6 +46,7 @@ class Views:
         reference: the day image of the target's place too.
         static: the round's labels of the target too.
         pair: two overlapping crops of the target image too.
+        border: margins of the whole target image; a mask of what lies inside them too.
     """
 
     labelled: str = "source"
@@ -57,6 +58,7 @@ class Views:
     reference: bool = False
     static: bool = False
     pair: PairViews | None = None
+    border: Border | None = None
 
 
 def rare_class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
@@ -166,6 +168,8 @@ class Pairs(Dataset[dict[str, Tensor]]):
             pictures["reference"] = self.target.reference(sample)
         if self.views.static:
             pictures["static"] = self._static_labels()[chosen, :height, :width]
+        if self.views.border is not None:
+            pictures["inside"] = inside(self.views.border, height, width)
         if self.views.scale:
             factor = rng.uniform(*self.views.scale)
             pictures = {name: resized(picture, factor) for name, picture in pictures.items()}
@@ -182,6 +186,8 @@ class Pairs(Dataset[dict[str, Tensor]]):
         for name, picture in pictures.items():
             piece = flip(cut(picture, top, left, size), mirrored)
             item[name] = torch.from_numpy(piece) if piece.ndim == 2 else as_tensor(piece)
+        if "inside" in item:
+            item["inside"] = item["inside"] == 1  # nor is padding inside
         return item
 
     def _static_labels(self) -> np.ndarray:
@@ -289,6 +295,14 @@ def cut(picture: np.ndarray, top: int, left: int, crop: Size) -> np.ndarray:
         pad = ((0, missing[0]), (0, missing[1]), (0, 0))[: picture.ndim]
         piece = np.pad(piece, pad, constant_values=IGNORE if picture.ndim == 2 else 128)
     return piece
+
+
+def inside(border: Border, height: int, width: int) -> np.ndarray:
+    """(height, width) uint8, 1 inside the margins, else 0."""
+    mask = np.zeros((height, width), np.uint8)
+    top, bottom = round(border.top * height), height - round(border.bottom * height)
+    mask[top:bottom, round(border.left * width) : width - round(border.right * width)] = 1
+    return mask
 
 
 def flip(picture: np.ndarray, mirrored: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from udaseg.losses.segmentation import resized
 from udaseg.methods.base import Predict
+from udaseg.models.windows import windows
 from udaseg.params import Test
 
 WINDOWS_AT_ONCE = 8
@@ -27,20 +28,6 @@ def from_test(predict: Predict, test: Test) -> Predict:
         return predict
     window, stride = ((size.height, size.width) for size in (test.window, test.stride))
     return functools.partial(slide, predict, window=window, stride=stride)
-
-
-def starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows along one side; an end that overruns is shifted back, never padded.
-
-    Oracle o11 of docs/methods/self_training.md.
-    """
-    last = max(length - window, 0)
-    return [min(step * stride, last) for step in range(-(-last // stride) + 1)]
-
-
-def windows(height: int, width: int, window: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """Upper left corners (y, x), row by row, of windows (height, width) that cover the image."""
-    return [(y, x) for y in starts(height, window[0], stride[0]) for x in starts(width, window[1], stride[1])]
 
 
 def slide(

@@ -40,6 +40,7 @@ class Batch:
         reference: (B, 3, H, W) day image of the target's place.
         corners: (B, n, 2) candidate crops (top, left) of a target that came whole.
         static: (B, H, W) the round's labels of the target.
+        inside: (B, H, W) bool, where the target may have pseudo-labels, if the border belongs to whole images.
         pair: (B, 2, 3, h, w) two overlapping views of the target image.
         overlap: (B, 2, 4) of their shared cells of 8 pixels, in each view before its flip: top, left, height, width.
         flipped: (B, 2) whether a view is mirrored.
@@ -53,6 +54,7 @@ class Batch:
     reference: Tensor | None = None
     corners: Tensor | None = None
     static: Tensor | None = None
+    inside: Tensor | None = None
     pair: Tensor | None = None
     overlap: Tensor | None = None
     flipped: Tensor | None = None
@@ -90,6 +92,13 @@ class Method(nn.Module):
         self.student = student
         self.run = run
         self.classes = len(run.classes)
+        crop = run.train.crop
+        student.check_crop((crop.height, crop.width), f"params.yaml: benchmarks.{run.benchmark_name}.train.crop")
+
+    def box(self, purpose: str, images: Tensor, step: int) -> Tensor | None:
+        """Where the detail branch of a multi-resolution network looks in this pass: one place for all images and ranks."""
+        draw = stream(self.run.seed, f"box {purpose}", step).integers
+        return self.student.random_box(lambda n: int(draw(n)), (images.shape[-2], images.shape[-1]))
 
     def views(self) -> Views:
         """What the loader delivers."""
@@ -139,8 +148,22 @@ class Host(Protocol):
     @property
     def teacher_network(self) -> Segmenter: ...
 
-    def strong(self, images: Tensor, purpose: str, batch: Batch, step: int) -> Tensor:
-        """`images` (B, 3, H, W) with strong augmentation, random by pair and `purpose`."""
+    def strong(
+        self, images: Tensor, purpose: str, batch: Batch, step: int, *, own_gates: bool = False, alike: bool = False
+    ) -> Tensor:
+        """`images` (B, 3, H, W) with strong augmentation, random by pair and `purpose`.
+
+        `own_gates`: whether to jitter and to blur is decided for this purpose alone; `alike`: order and blur are those of all images.
+        """
+
+    def pseudo_labels(self, batch: Batch, teacher: Segmenter | None = None) -> tuple[Tensor, Tensor]:
+        """Labels (B, H, W) of the target and their pixel weights (B, H, W), by another teacher if one is given."""
+
+    def bordered(self, weight: Tensor, batch: Batch) -> Tensor:
+        """Weights (B, H, W), 0 where the target gets no pseudo-labels."""
+
+    def box(self, purpose: str, images: Tensor, step: int) -> Tensor | None:
+        """Where the detail branch of a multi-resolution network looks in a pass over `images`."""
 
 
 class Term(nn.Module):

@@ -83,8 +83,9 @@ class BclMethod(Method):
         """All in one: both contrasts need the graphs of both passes. (B8)."""
         assert batch.target is not None and batch.static is not None
         p, normalise = self.p, self.student.normalise
-        source = (self.source_network or self.student)(normalise(batch.image))
-        target = self.student(normalise(batch.target))
+        box_s, box_t = self.box("source", batch.image, step), self.box("target", batch.target, step)
+        source = (self.source_network or self.student)(normalise(batch.image), boxes=box_s)
+        target = self.student(normalise(batch.target), boxes=box_t)
         losses = {
             "source": self.cross_entropy(source, batch.label),
             "target": p.target * self.cross_entropy(target, batch.static),

@@ -14,7 +14,6 @@ shapes: B images, D feature channels, H W image size, N grid positions of the gl
 from __future__ import annotations
 
 import typing
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,13 +40,6 @@ from udaseg.recipes.cluda import Cluda
 from udaseg.recipes.self_training import SelfTraining
 
 
-class Detail(Protocol):
-    """What `Output.detail` of a network with a detail branch must hold; the rest of the output is its context branch's."""
-
-    feature: Tensor  # (B, D, h, w) of the detail crops
-    boxes: Tensor  # (B, 4) where they lie in the image: top, left, bottom, right in pixels
-
-
 class CludaTerm(Term):
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)
@@ -62,7 +54,7 @@ class CludaTerm(Term):
         self.embed_head = nn.Identity() if fused else nn.Conv2d(student.stage_channels[-1], self.p.width, 1)
         self.blend_head: FusionHead | None = None
         if self.window is not None:  # a in (0, 1) of (C3), from the context stages
-            stages, finest = student.stage_channels, student.stage_strides[0]
+            stages, finest = student.stage_channels, student.stage_strides[0] // student.reduction
             self.blend_head = FusionHead(stages, finest, 1, self.p.width, (), run.benchmark.model.dropout)
 
     def check(self) -> None:
@@ -105,7 +97,8 @@ class CludaTerm(Term):
         if self.blend_head is None:
             return pixel_contrast(low, y, w, anchors=anchors, temperature=temperature)
 
-        detail: Detail = output.detail
+        detail = output.detail
+        assert detail is not None and detail.boxes is not None
         high, inside = detail_on_grid(self.embed_head(detail.feature), detail.boxes, size, cells, corners=corners)
         blend = on_grid(self.blend_head(output.stages)[0].sigmoid(), cells, corners=corners)
         m = everyone(inside[:, None].long())[:, 0] > 0
@@ -136,7 +129,8 @@ class CludaTerm(Term):
 
     def boxes(self, step: int) -> Boxes | None:
         """(C8): the most uncertain window of the context logits, from `detail_start` on."""
-        if self.window is None or self.p.detail_crop == "random" or step < self.p.detail_start * self.run.train.steps:
+        start = self.p.detail_start * self.run.train.steps + self.released  # released: from the step after
+        if self.window is None or self.p.detail_crop == "random" or step < start:
             return None
         crop, window = self.run.train.crop, self.window
         return lambda logits: uncertain_boxes(entropy(logits.detach()), (crop.height, crop.width), window)

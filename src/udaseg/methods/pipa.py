@@ -41,6 +41,7 @@ from udaseg.methods.base import Batch, Host, Losses, Term, stream
 from udaseg.methods.step.augment import colour_jitter, gaussian_blur
 from udaseg.models import Output, Segmenter
 from udaseg.models.heads import over_stages
+from udaseg.models.windows import cut_labels
 from udaseg.params import Run
 from udaseg.recipes import pipa as recipe
 from udaseg.recipes.pipa import PatchContrast, PixelContrast
@@ -68,17 +69,21 @@ class PipaTerm(Term):
         # DeepLab-V2: its last stage alone, at stride 8; the four together would be 3840 channels
         stages = student.stage_channels[-1:] if student.decoder_channels is None else student.stage_channels
         self.stages = len(stages)
+        self.window = student.detail_window
         if self.pixel is not None:
             self.head = ProjectionHead(sum(stages), self.pixel.width)
             if self.released:
                 self.untrained_pixel = nn.Conv2d(sum(stages), self.classes, 1).requires_grad_(False)
         if self.patch is not None:
+            self.on_logits = self.released and self.window is not None  # D5: logits of cells of 2 pixels, taken for 8
             channels, width = student.feature_channels, self.patch.width
+            channels, hidden = (self.classes, self.classes) if self.on_logits else (channels, 2 * width)
             # no `head` in the name: its learning rate is the base rate, as released
-            self.project = nn.Sequential(nn.Conv2d(channels, 2 * width, 1), nn.ReLU(), nn.Conv2d(2 * width, width, 1))
+            self.project = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1))
             if self.released:
                 self.untrained_patch = nn.Conv2d(channels, self.classes, 1).requires_grad_(False)
             self.side = int(self.patch.crop * run.benchmark.size.target.height) // STRIDE  # of a view, in cells
+            self.grid = 4 * self.side if self.on_logits else self.side
             self.sampled = max(1, round(self.patch.bank_share * self.side**2))  # cells of each view
             kept = (self.patch.bank_steps, 2 * self.sampled * run.train.batch // run.train.accumulate)
             self.register_buffer("bank", torch.zeros(*kept, width))
@@ -106,15 +111,18 @@ class PipaTerm(Term):
 
     def pixel_loss(self, p: PixelContrast, batch: Batch, output: Output) -> Tensor:
         """L_pixel: contrast (P3) among hard and easy cells of the frequent classes of each source image."""
-        stages = output.stages[-self.stages :]
+        seen, label, classes = output.detail or output, batch.label, self.classes
+        if seen.boxes is not None and self.window and not self.released:  # D4: released with labels of the whole image
+            label = cut_labels(label, seen.boxes[:, :2], self.window)
+        stages = seen.stages[-self.stages :]
         size = (stages[0].shape[-2], stages[0].shape[-1])
-        label, classes = nearest_labels(batch.label, size), self.classes
+        label = nearest_labels(label, size)
         if self.released:  # D6: void is a class; D3: an untrained classifier tells what is hard
             label, classes = torch.where(label == IGNORE, classes, label), classes + 1
             with torch.no_grad():
                 predicted = over_stages(self.untrained_pixel, stages, align_corners=True).argmax(dim=1)
         else:
-            predicted = nearest_labels(output.logits.argmax(dim=1), size)
+            predicted = nearest_labels(seen.logits.argmax(dim=1), size)
         keys = [stream(self.run.seed, "pipa_anchors", n).random(size, dtype=np.float32) for n in batch.index]
 
         sizes = losses.group_sizes(label, predicted, classes)
@@ -131,21 +139,27 @@ class PipaTerm(Term):
         return losses.pixel_contrast(anchors, anchor_label, anchor_label != IGNORE, p.temperature, p.base_temperature)
 
     def view_maps(self, views: Tensor, host: Host) -> tuple[Tensor, Tensor]:
-        """Features (2B, C, side, side) and the teacher's class probabilities (2B, K, side, side) of the views' cells."""
+        """Features (2B, C, grid, grid) and the teacher's class probabilities (2B, K, grid, grid) of the views' cells."""
         teacher = host.teacher_network
         if self.released:  # D1: features of the frozen teacher; D2: labels of an untrained classifier
             with torch.no_grad():
-                feature = to_grid(teacher(views).feature, self.side)
+                output = teacher(views)
+                feature = (
+                    resized(fp32(output.logits), (views.shape[-2], views.shape[-1]))
+                    if self.on_logits
+                    else output.feature
+                )
+                feature = to_grid(feature, self.grid)
                 return feature, fp32(self.untrained_patch(feature)).softmax(dim=1)
         with torch.no_grad(), running_statistics(teacher):
             probability = to_grid(fp32(teacher(views).logits).softmax(dim=1), self.side)
-        return to_grid(host.student(views).feature, self.side), probability
+        return to_grid(host.student.context(views).feature, self.side), probability
 
     def patch_loss(self, p: PatchContrast, batch: Batch, embedding: Tensor, probability: Tensor) -> Tensor:
         """L_patch = L1 + L2 (P9) of embeddings (B, 2, N, D) and class probabilities (B, 2, N, K)."""
         assert batch.overlap is not None and batch.flipped is not None
         confidence, label = probability.max(dim=-1)
-        match, shared = losses.matching_cells(batch.overlap, batch.flipped, (self.side, self.side))
+        match, shared = losses.matching_cells(batch.overlap, batch.flipped, (self.grid, self.grid))
         image = torch.arange(len(match), device=match.device)[:, None]
         (f1, f2), (c1, c2), (s1, s2) = ((x[:, 0], x[image, 1, match]) for x in (embedding, label, confidence))
         masks = [m & shared for m in losses.directions(s1, s2, p.confidence)] if p.mask else [shared, shared]
@@ -154,7 +168,7 @@ class PipaTerm(Term):
             bank = self.bank.flatten(0, 1)[None], self.bank_label.flatten()[None]
             first, second = (f1, f2, c1, *bank), (f2, f1, c2, *bank)
         else:  # the paper's figure: all of the other view but the positive itself
-            cell = torch.arange(self.side**2, device=match.device).expand_as(match)
+            cell = torch.arange(self.grid**2, device=match.device).expand_as(match)
             first, second = (f1, f2, match, embedding[:, 1], cell), (f2, f1, cell, embedding[:, 0], cell)
         loss = torch.zeros((), device=embedding.device)
         for (query, positive, tag, keys, key_tag), mask in zip((first, second), masks, strict=True):

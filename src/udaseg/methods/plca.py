@@ -61,8 +61,8 @@ class PlcaMethod(Method):
         assert batch.target is not None
         student, p = self.student, self.p
         # apart, so that each domain is normalised by its own batch statistics; target first, as released
-        target = student(student.normalise(batch.target))
-        source = student(student.normalise(batch.image))
+        target = student(student.normalise(batch.target), boxes=self.box("target", batch.target, step))
+        source = student(student.normalise(batch.image), boxes=self.box("source", batch.image, step))
 
         valid = ranks.total((batch.label != IGNORE).sum()) / ranks.world()
         full = resized(fp32(source.logits), (batch.label.shape[1], batch.label.shape[2])).softmax(dim=1)
@@ -115,8 +115,8 @@ class PlcaMethod(Method):
             grid = grid_of(output, images, p.stride)
             features = positions(resized(output.feature, grid))
             features = aggregated_features(features, alpha=p.aggregation, floor=p.floor, tile=p.tile)
-            logits = student.classify(features.mT.unflatten(2, grid))
-            probabilities = positions(fp32(logits)).softmax(dim=2)
+            logits = resized(fp32(student.classified(output, features.mT.unflatten(2, grid))), grid)
+            probabilities = positions(logits).softmax(dim=2)
             probabilities = aggregated_probabilities(probabilities, alpha=p.aggregation, tile=p.tile)
             return resized(probabilities.mT.unflatten(2, grid), size).clamp(min=LEAST).log()
 

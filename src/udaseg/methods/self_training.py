@@ -75,6 +75,7 @@ class SelfTrainingMethod(Method):
             rare_class_temperature=self.p.rare_class_temperature,
             whole_target=self.p.target_crop == "balanced",
             reference=self.p.day_reference is not None,
+            border=self.run.train.border if self.run.train.border.of == "image" else None,
         )
         for term in self.each_term():
             views = term.views(views)
@@ -97,7 +98,7 @@ class SelfTrainingMethod(Method):
 
         image = batch.image if self.p.source_view == "weak" else self.strong(batch.image, "source", batch, step)
         source = self.student.normalise(image)
-        output = self.student(source)
+        output = self.student(source, boxes=self.box("source", source, step))
         losses = {"source": self.student.loss(output, batch.label, self.class_balanced(batch.label))}
         if self.frozen:
             losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
@@ -110,22 +111,29 @@ class SelfTrainingMethod(Method):
             yield from term.own_passes(batch, step, self)
 
         mixed, label, weight = self.mix(batch, step)
-        boxes = next((found for term in self.each_term() if (found := term.boxes(step)) is not None), None)
-        output = self.student(self.student.normalise(mixed), boxes=boxes)
+        chosen = next((found for term in self.each_term() if (found := term.boxes(step)) is not None), None)
+        output = self.student(self.student.normalise(mixed), boxes=chosen or self.box("mixed", mixed, step))
         losses = {"mixed": self.student.loss(output, label, self.class_balanced(label, weight))}
         for term in self.each_term():
             losses |= term.on_mixed(batch, output, label, weight, step)
         yield losses
 
-    def pseudo_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def pseudo_labels(self, batch: Batch, teacher: Segmenter | None = None) -> tuple[Tensor, Tensor]:
         """The teacher's labels (B, H, W) of the unaugmented target and their pixel weights (B, H, W): (T4), (T5)."""
-        label, q = pseudo_labels(self.teacher_probabilities(batch), self.p.threshold, per_image=self.per_image)
-        border = self.run.train.border
-        return label, without_border(q[:, None, None].expand(label.shape), border.top, border.bottom)
+        probability = self.teacher_probabilities(batch, teacher)
+        label, q = pseudo_labels(probability, self.p.threshold, per_image=self.per_image)
+        return label, self.bordered(q[:, None, None].expand(label.shape), batch)
 
-    def teacher_probabilities(self, batch: Batch) -> Tensor:
+    def bordered(self, weight: Tensor, batch: Batch) -> Tensor:
+        """Weights (B, H, W), 0 where the target gets no pseudo-labels."""
+        if batch.inside is not None:
+            return weight * batch.inside
+        border = self.run.train.border
+        return without_border(weight, border.top, border.bottom, border.left, border.right)
+
+    def teacher_probabilities(self, batch: Batch, teacher: Segmenter | None = None) -> Tensor:
         """What the teacher sees in the target images, (B, K, H, W); with a day reference, weighted by class too."""
-        teacher = self.teacher_network
+        teacher = teacher or self.teacher_network
 
         def of(images: Tensor | None) -> Tensor:
             assert images is not None
@@ -145,6 +153,8 @@ class SelfTrainingMethod(Method):
         batch.target = cut(batch.target, corner, size)
         if batch.reference is not None:
             batch.reference = cut(batch.reference, corner, size)
+        if batch.inside is not None:
+            batch.inside = cut(batch.inside[:, None], corner, size)[:, 0]
 
     def class_balanced(self, label: Tensor, weight: Tensor | None = None) -> Tensor | None:
         """Pixel weights (B, H, W) times the weights of the labels' classes, where the recipe has any."""
@@ -166,11 +176,15 @@ class SelfTrainingMethod(Method):
         return self.strong(image, "mixed", batch, step), label, paste(mask, torch.ones_like(weight), weight)
 
     @torch.no_grad()
-    def strong(self, images: Tensor, purpose: str, batch: Batch, step: int) -> Tensor:
+    def strong(
+        self, images: Tensor, purpose: str, batch: Batch, step: int, *, own_gates: bool = False, alike: bool = False
+    ) -> Tensor:
         seed, p = self.run.seed, self.p
         rngs = [stream(seed, purpose, n) for n in batch.index]
-        gates = stream(seed, "gates", step)  # one decision a step for all views, as in the released code
-        return strong_augment(images, gates, rngs, p.jitter, p.blur)
+        # one decision a step for all views, as in the released code
+        gates = stream(seed, f"gates {purpose}" if own_gates else "gates", step)
+        common = stream(seed, f"{purpose} of all", step) if alike else None
+        return strong_augment(images, gates, rngs, p.jitter, p.blur, common)
 
     def distance(self, source: Tensor, features: Tensor, label: Tensor) -> Tensor:
         """Feature distance to ImageNet on cells of thing classes: (T2), (T3)."""

@@ -30,7 +30,7 @@ class SourceOnlyMethod(Method):
         image = batch.image
         if self.p.photometric:  # DAFormer: only where no strong augmentation follows
             image = photometric_distortion(image, [stream(self.run.seed, "photometric", n) for n in batch.index])
-        output = self.student(self.student.normalise(image))
+        output = self.student(self.student.normalise(image), boxes=self.box("supervised", image, step))
         yield {"supervised": self.student.loss(output, batch.label)}
 
 

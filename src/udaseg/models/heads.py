@@ -63,20 +63,23 @@ class FusionHead(nn.Module):
         width: int,
         dilations: Sequence[int],
         dropout: float,
+        embedding: int | None = None,
     ) -> None:
         """
         Args:
             channels: channels c_i of the encoder stages, high to low resolution.
             finest_stride: stride of the first of them.
             classes: K.
-            width: embedding width w.
+            width: width w of the fused map, and of the embeddings.
             dilations: dilations of the separable 3x3 branches; empty for the 1x1 fusion.
             dropout: probability of dropping a channel before the classifier.
+            embedding: width of the embeddings where it is another (CLUDA's 512).
         """
         super().__init__()
+        embedding = embedding or width
         self.enlarge = max(1, round(finest_stride / 4))
-        self.embed = nn.ModuleList([nn.Conv2d(c, width, 1) for c in channels])  # 1x1: a linear layer per pixel
-        inputs = width * len(channels)
+        self.embed = nn.ModuleList([nn.Conv2d(c, embedding, 1) for c in channels])  # 1x1: a linear layer per pixel
+        inputs = embedding * len(channels)
         self.fuse = ContextFusion(inputs, width, dilations) if dilations else ConvBN(inputs, width, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(width, classes, 1)

@@ -1,7 +1,49 @@
 """What the network builder reads from a model block of params.yaml; `udaseg.params.Model` fits it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+
+class Box(Protocol):
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+
+class HrdaSpec(Protocol):
+    """What makes a network one of two resolutions: docs/methods/hrda.md."""
+
+    @property
+    def detail(self) -> Box:
+        """Size of the detail crops and windows in pixels."""
+
+    @property
+    def variant(self) -> str:
+        """`paper` or `released`."""
+
+    @property
+    def box_step(self) -> int:
+        """Random boxes lie at multiples of this number of pixels."""
+
+    @property
+    def detail_weight(self) -> float:
+        """Share of the detail logits' own cross-entropy in the loss."""
+
+    @property
+    def context_weight(self) -> float:
+        """Share of the context logits' own cross-entropy in the loss."""
+
+    @property
+    def fusion(self) -> str:
+        """`hrda` or `cluda`: what is enlarged first."""
+
+    @property
+    def windows_at_once(self) -> int | None:
+        """Windows that share a pass of the teacher; None: all."""
 
 
 class ModelSpec(Protocol):
@@ -54,3 +96,11 @@ class ModelSpec(Protocol):
     @property
     def frozen(self) -> bool:
         """The encoder is not trained."""
+
+    @property
+    def embedding(self) -> int | None:
+        """Width of the embeddings of the fusion heads; None: `width`."""
+
+    @property
+    def hrda(self) -> HrdaSpec | None:
+        """None: one resolution."""

@@ -23,5 +23,6 @@ def with_own_stem(network: Segmenter) -> Segmenter:
     last = max((i for i, name in enumerate(names) if f"{name}.".startswith(inside)), default=None)
     if last is None:
         raise UserError(f"no module {first!r} ends the first stage of this backbone, so it has no stem to split")
-    shared = [network.head, *(body.get_submodule(name) for name in names[last + 1 :])]
+    heads = [module for name, module in network.named_children() if name != "encoder"]
+    shared = [*heads, *(body.get_submodule(name) for name in names[last + 1 :])]
     return copy.deepcopy(network, {id(module): module for module in shared})

@@ -19,8 +19,9 @@ from udaseg.artifacts import MODEL
 from udaseg.checking import build, essential
 from udaseg.classes import ClassSpace
 from udaseg.errors import UserError
+from udaseg.models.build import build_model
 from udaseg.models.files import load_model_file, load_state, read_metadata, save_model
-from udaseg.models.segmenter import Segmenter, build_model
+from udaseg.models.segmenter import Segmenter
 from udaseg.params import Model, Run, Size, Test
 
 FORMAT = 2  # of the header; the first had no `format` and no `test`

@@ -65,6 +65,7 @@ def strong_augment(
     rngs: list[np.random.Generator],
     jitter: Jitter,
     blur: Blur,
+    common: np.random.Generator | None = None,
 ) -> Tensor:
     """Colour jitter and Gaussian blur; each is switched once for the whole batch, its strength drawn per image.
 
@@ -74,25 +75,30 @@ def strong_augment(
         rngs: one generator per image.
         jitter: probability, strength of brightness, contrast, saturation and hue alike, and what these mean.
         blur: probability, and range of sigma in pixels.
+        common: draws the order of the jitter's changes and sigma once for all images (MIC as released).
     """
     jittered, blurred = gates.random() < jitter.p, gates.random() < blur.p
     change = kornia_jitter if jitter.definition == "kornia" else colour_jitter
     with torch.autocast(images.device.type, enabled=False):  # bf16 has 8 bits: it would posterise the blurred image
         if jittered:
             strength = (jitter.strength,) * 4
-            images = torch.stack([change(image, rng, strength) for image, rng in zip(images, rngs, strict=True)])
+            order = None if common is None else common.permutation(4)
+            images = torch.stack([change(image, rng, strength, order) for image, rng in zip(images, rngs, strict=True)])
         if blurred:
-            sigma = torch.tensor([rng.uniform(*blur.sigma) for rng in rngs], dtype=images.dtype)
+            drawn = [common.uniform(*blur.sigma)] * len(rngs) if common else [rng.uniform(*blur.sigma) for rng in rngs]
+            sigma = torch.tensor(drawn, dtype=images.dtype)
             images = gaussian_blur(
                 images, sigma.to(images.device, non_blocking=True), math.ceil(BLUR_REACH * blur.sigma[1])
             )
     return images
 
 
-def colour_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[float]) -> Tensor:
+def colour_jitter(
+    image: Tensor, rng: np.random.Generator, strength: Sequence[float], order: np.ndarray | None = None
+) -> Tensor:
     """torchvision's ColorJitter in random order: brightness multiplies, contrast about the mean grey, saturation mixes with grey.
 
-    `strength` of brightness, contrast, saturation, and hue in turns.
+    `strength` of brightness, contrast, saturation, and hue in turns; `order` of the four, if it is given.
     """
     brightness, contrast, saturation, hue = factors(rng, strength)
     changes = (
@@ -101,12 +107,14 @@ def colour_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[fl
         lambda x: TF.adjust_saturation(x, saturation),
         lambda x: TF.adjust_hue(x, hue),
     )
-    for k in rng.permutation(4):
+    for k in rng.permutation(4) if order is None else order:
         image = changes[k](image)
     return image
 
 
-def kornia_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[float]) -> Tensor:
+def kornia_jitter(
+    image: Tensor, rng: np.random.Generator, strength: Sequence[float], order: np.ndarray | None = None
+) -> Tensor:
     """The ColorJitter of kornia 0.5.8, with which the DAFormer family was trained, in random order and with the same draws.
 
     With a factor f of 1 -+ strength: brightness adds f - 1, contrast multiplies by f (about 0, not the mean), both clamped to
@@ -119,7 +127,7 @@ def kornia_jitter(image: Tensor, rng: np.random.Generator, strength: Sequence[fl
         lambda x: scale_saturation(x, saturation),
         lambda x: TF.adjust_hue(x, hue),
     )
-    for k in rng.permutation(4):
+    for k in rng.permutation(4) if order is None else order:
         image = changes[k](image)
     return image
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from udaseg.models import windows
 from udaseg.params import Size
 
 
@@ -52,8 +53,5 @@ def _inside(start: Tensor, length: int, side: int) -> Tensor:
 
 
 def cut(images: Tensor, corner: Tensor, crop: Size) -> Tensor:
-    """The crops (B, 3, h, w) of (B, 3, H, W) images at (B, 2) corners, without asking the device where they are."""
-    image = torch.arange(len(images), device=images.device)[:, None, None]
-    rows = corner[:, :1] + torch.arange(crop.height, device=images.device)
-    columns = corner[:, 1:] + torch.arange(crop.width, device=images.device)
-    return images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+    """The crops (B, C, h, w) of (B, C, H, W) images at (B, 2) corners."""
+    return windows.cut(images, corner, (crop.height, crop.width))

@@ -29,12 +29,13 @@ def confident_share(confidence: Tensor, threshold: float, *, per_image: bool) ->
     return (ranks.total(share.mean()) / ranks.world()).expand(len(share))
 
 
-def without_border(weight: Tensor, top: float, bottom: float) -> Tensor:
-    """(B, H, W) weights with 0 on the first and last rows, given as fractions of H."""
-    height = weight.shape[1]
-    row = torch.arange(height, device=weight.device)
-    inside = (row >= round(top * height)) & (row < height - round(bottom * height))
-    return weight * inside[None, :, None]
+def without_border(weight: Tensor, top: float, bottom: float, left: float = 0.0, right: float = 0.0) -> Tensor:
+    """(B, H, W) weights with 0 on the first and last rows and columns, given as fractions of H and W."""
+    height, width = weight.shape[1:]
+    row, column = (torch.arange(side, device=weight.device) for side in (height, width))
+    down = (row >= round(top * height)) & (row < height - round(bottom * height))
+    across = (column >= round(left * width)) & (column < width - round(right * width))
+    return weight * (down[:, None] & across)
 
 
 def class_mask(label: Tensor, keys: Tensor, *, per_image: bool) -> Tensor:
