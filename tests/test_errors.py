@@ -355,6 +355,45 @@ def patch_crops_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[s
     return shipped(project, "pipa", pipa=parts)
 
 
+def two_resolutions(project: Project, detail: str, **model: object) -> list[str]:
+    scratch(project)
+    for key, value in {"hrda": {"detail": detail}, **model}.items():
+        project.set(f"benchmarks/streets/model/{key}", value)
+    return TRAIN
+
+
+@case
+def crop_without_whole_cells(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/train/crop", "44x32")
+    return two_resolutions(project, "32x16")
+
+
+@case
+def detail_larger_than_the_crop(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return two_resolutions(project, "64x32")
+
+
+@case
+def detail_without_whole_cells(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return two_resolutions(project, "24x16")
+
+
+@case
+def stages_that_the_head_lacks(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return two_resolutions(project, "32x16", backbone_args={"out_indices": [1, 2]})
+
+
+@case
+def masks_larger_than_the_image(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return shipped(project, "mic", mic={**METHODS["mic"]["mic"], "block": 64})
+
+
+@case
+def half_of_an_odd_batch(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/train/accumulate", 2)
+    return shipped(project, "mic-night", mic={**METHODS["mic-night"]["mic"], "block": 8})
+
+
 @case
 def no_day_reference(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     return shipped(project, "sepico-night")

@@ -1,4 +1,4 @@
-"""Throughput and memory of a run's parts, measured apart: data only, step only, both, evaluation.
+"""Throughput and memory of a run's parts, measured apart: data only, step only, its bare network passes, both, evaluation.
 
 A benchmark, not a test: absolute times belong to the machine, ratios of one call can be quoted.
 """
@@ -11,10 +11,12 @@ import json
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from udaseg.data.prepared import find_prepared
 from udaseg.engine import provenance, runtime
@@ -22,6 +24,7 @@ from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
 from udaseg.models import Segmenter
+from udaseg.models.heads import DeepLabV2Head, FusionHead
 from udaseg.params import Run, Use, parse, uses
 from udaseg.progress import Scoring
 
@@ -69,6 +72,11 @@ def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
     loop.step = 0
     result["step_only"] = rate(lambda: loop.advance(synthetic), steps, run.train.batch, device)
     loop.step = 0
+    bare = bare_passes(loop, synthetic)
+    bare()
+    result["bare_passes"] = rate(bare, steps, run.train.batch, device)
+    result["step_over_bare_passes"] = round(result["step_only"]["seconds"] / result["bare_passes"]["seconds"], 3)
+    loop.step = 0
     batches = loop.begin_round()
     loop.advance(batches)
     result["data_and_step"] = rate(lambda: loop.advance(batches), steps, run.train.batch, device)
@@ -79,6 +87,51 @@ def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
     scored = next((use for use in uses(run.benchmark) if use.role == "evaluate"), None)
     result["evaluation"] = scored and evaluation(run, scored, method.student, steps, device)
     return result
+
+
+def bare_passes(loop: Loop, batches: Iterator[dict[str, Tensor]]) -> Callable[[], None]:
+    """What repeats the passes that one step makes through encoders and heads, forward and backward, and nothing else.
+
+    What is left out: losses, pseudo-labels, mixing, augmentation, crops and fusion of two resolutions, optimizer, teacher update.
+    """
+    networks = [m for m in loop.method.modules() if isinstance(m, Segmenter)]
+    networks += [network for network in getattr(loop.method, "frozen", ()) if network not in networks]
+    children = [child for network in networks for child in network.children()]
+    # DeepLab-V2's branches are called one by one
+    parts = {p for child in children for p in (child.branches if isinstance(child, DeepLabV2Head) else [child])}
+    calls: list[tuple[nn.Module, Any, bool]] = []
+
+    def note(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        calls.append((part, args[0], any(o.requires_grad for o in flat(output))))
+
+    hooks = [part.register_forward_hook(note) for part in parts]
+    loop.advance(batches)
+    for hook in hooks:
+        hook.remove()
+    calls = [(part, leaves(given), trained) for part, given, trained in calls]
+    cast = torch.autocast(loop.device.type, torch.bfloat16, enabled=loop.p.precision == "bf16")
+
+    def repeat() -> None:
+        for part, given, trained in calls:
+            with cast, torch.set_grad_enabled(trained):
+                outputs = [o for o in flat(part(given)) if o.requires_grad]
+            if isinstance(part, FusionHead):
+                outputs = outputs[:1]  # the logits
+            if trained:
+                torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
+
+    return repeat
+
+
+def flat(maps: Any) -> list[Tensor]:
+    return list(maps) if isinstance(maps, list | tuple) else [maps]
+
+
+def leaves(given: Any) -> Any:
+    """Maps of a graph become inputs that want gradients: what an encoder gives its head."""
+    if isinstance(given, list | tuple):
+        return [leaves(each) for each in given]
+    return given.detach().requires_grad_(given.requires_grad)
 
 
 def without_start(run: Run, steps: int) -> Run:

@@ -9,7 +9,7 @@ L_pixel -> Pipa.pixel_loss (source images, true classes)
 (P3) InfoNCE -> losses.pipa.pixel_contrast               (P4) -> losses.segmentation.nearest_labels
 
 L_patch (P9) -> Pipa.patch_loss (two overlapping target crops)
-(P5) crops -> data.pairs, `augmented`                    (P6) -> losses.pipa.matching_cells
+(P5) crops -> data.two_crops, step.pair_views            (P6) -> losses.pipa.matching_cells
 (P7) -> losses.pipa.directions                           (P8) -> losses.pipa.patch_contrast
 (P10) memory bank of negatives -> Pipa.remember, losses.pipa.pushed
 
@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms.v2 import functional as TF
 
 from udaseg import ranks
 from udaseg.classes import IGNORE
@@ -38,7 +35,7 @@ from udaseg.errors import UserError
 from udaseg.losses import pipa as losses
 from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.base import Batch, Host, Losses, Term, stream
-from udaseg.methods.step.augment import colour_jitter, gaussian_blur
+from udaseg.methods.step.pair_views import augmented, running_statistics, to_device, to_grid
 from udaseg.models import Output, Segmenter
 from udaseg.models.heads import over_stages
 from udaseg.models.windows import cut_labels
@@ -46,8 +43,6 @@ from udaseg.params import Run
 from udaseg.recipes import pipa as recipe
 from udaseg.recipes.pipa import PatchContrast, PixelContrast
 from udaseg.recipes.self_training import SelfTraining
-
-BLUR_SIGMA = 1.1  # OpenCV's for the released 5 x 5 kernel
 
 
 class PipaTerm(Term):
@@ -205,52 +200,6 @@ class ProjectionHead(nn.Module):
         hidden = F.relu(self.bn(over_stages(self.first, stages, align_corners=True))).flatten(2)
         rows = hidden[cells // hidden.shape[2], :, cells % hidden.shape[2]]
         return F.normalize(fp32(self.last(rows)), dim=1)
-
-
-def to_grid(x: Tensor, side: int) -> Tensor:
-    """(B, C, h, w) to (B, C, side, side): means of whole blocks where they fit, else bilinear."""
-    height, width = x.shape[-2:]
-    if height == width and height % side == 0:
-        return F.avg_pool2d(x, height // side)
-    return resized(x, (side, side))
-
-
-@contextmanager
-def running_statistics(network: nn.Module) -> Iterator[None]:
-    """BatchNorm uses its running statistics and leaves them alone: jittered crops must not move the teacher's."""
-    moving = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
-    for m in moving:
-        m.eval()
-    try:
-        yield
-    finally:
-        for m in moving:
-            m.train()
-
-
-@torch.no_grad()
-def augmented(batch: Batch, p: PatchContrast, seed: int) -> Tensor:
-    """(2B, 3, side, side): blur, colour jitter and grey at random, for each view by itself."""
-    assert batch.pair is not None
-    views = []
-    with torch.autocast(batch.pair.device.type, enabled=False):
-        for n, pair in zip(batch.index, batch.pair, strict=True):
-            views += [changed(view, stream(seed, "pipa_views", n, v), p) for v, view in enumerate(pair)]
-    return torch.stack(views)
-
-
-def changed(view: Tensor, rng: np.random.Generator, p: PatchContrast) -> Tensor:
-    blur, jitter, grey = rng.random(3) < (p.blur, p.jitter_p, p.grey)
-    if blur:
-        view = gaussian_blur(view[None], torch.full((1,), BLUR_SIGMA, device=view.device), 2)[0]
-    if jitter:
-        view = colour_jitter(view, rng, p.jitter)
-    return TF.rgb_to_grayscale(view, 3) if grey else view
-
-
-def to_device(draws: list[typing.Any], device: torch.device) -> Tensor:
-    """Random numbers drawn for each pair, stacked."""
-    return torch.from_numpy(np.stack(draws)).to(device, non_blocking=True)
 
 
 TERM = PipaTerm

@@ -31,6 +31,10 @@ from udaseg.models.spec import HrdaSpec, ModelSpec
 from udaseg.models.windows import averaged, cut, cut_labels, pasted, windows
 
 TESTED_AT_ONCE = 16  # detail windows in evaluation mode, where their number changes nothing
+SPLIT = (
+    "model.hrda.windows_at_once: %d: the teacher's batch normalisation sees that many windows at a time instead of all, so that "
+    "its labels, and the result, are other ones than with `null`"
+)
 log = logging.getLogger("udaseg")
 
 
@@ -64,11 +68,7 @@ class HrdaSegmenter(Segmenter):
         self.stage_strides = [2 * s for s in self.stage_strides]  # of the images given
         self.released = self.p.variant == "released"
         if self.p.windows_at_once is not None and any(isinstance(m, _BatchNorm) for m in self.modules()):
-            log.warning(
-                "model.hrda.windows_at_once: %d: the teacher's batch normalisation sees that many windows at a time instead of "
-                "all, so that its labels, and the result, are other ones than with `null`",
-                self.p.windows_at_once,
-            )
+            log.warning(SPLIT, self.p.windows_at_once)
 
     @property
     def multiple(self) -> int:
@@ -134,10 +134,13 @@ class HrdaSegmenter(Segmenter):
         detail.boxes = boxes
         attention = self.attention(stages)
         attention = attention * box_mask(boxes, size_of(attention), self.cell)
-        size = (2 * attention.shape[-2], 2 * attention.shape[-1])
-        placed = pasted(fp32(detail.logits), boxes[:, :2] // self.stride, size)
+        placed = pasted(fp32(detail.logits), boxes[:, :2] // self.stride, self.grid(images))
         fusion = Fusion(fp32(context.logits), attention, placed)
-        return Output(self.fused(fusion), stages, context.decoder, context.branches, detail=detail, fusion=fusion)
+        return Output(self.fused(fusion), stages, context.decoder, context.branches, detail, fusion=fusion)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Size of the fused logits."""
+        return images.shape[-2] // self.stride, images.shape[-1] // self.stride
 
     def attention(self, stages: list[Tensor]) -> Tensor:
         """(B, K, h, w) in 0..1."""
@@ -156,7 +159,7 @@ class HrdaSegmenter(Segmenter):
         at_once = (self.p.windows_at_once or len(crops)) if self.training else TESTED_AT_ONCE
         logits = torch.cat([fp32(self.decoded(self.encoder(some)).logits) for some in crops.split(at_once)])
         cells = [(y // self.stride, x // self.stride) for y, x in corners]
-        detail = averaged(logits.split(len(images)), cells, (2 * attention.shape[-2], 2 * attention.shape[-1]))
+        detail = averaged(logits.split(len(images)), cells, self.grid(images))
         fusion = Fusion(fp32(context.logits), attention, detail)
         return Output(self.fused(fusion), stages, context.decoder, context.branches, fusion=fusion)
 
@@ -246,9 +249,5 @@ def check(p: HrdaSpec, spec: ModelSpec, channels: list[int], stride: int, shrunk
         raise UserError(
             f"model.hrda.box_step: found {p.box_step}, expected a multiple of {step}, so that boxes begin with a cell of {network}"
         )
-    shares = p.detail_weight, p.context_weight
-    if min(shares) < 0 or sum(shares) > 1 or (p.windows_at_once or 1) < 1:
-        raise UserError(
-            f"model.hrda: found detail_weight {shares[0]}, context_weight {shares[1]}, windows_at_once {p.windows_at_once}; "
-            f"expected weights of at least 0 that leave something of 1, and at least one window"
-        )
+    if p.detail_weight + p.context_weight > 1:
+        raise UserError("model.hrda: detail_weight and context_weight: expected shares that are together at most 1")
