@@ -132,7 +132,7 @@ def test_an_encoder_that_resizes_has_programs_of_fixed_size_only(
     vit = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"depth": 4, "embed_dim": 24, "num_heads": 2}}
     step.export(make_model(**vit), tmp_path / "out", size=Size(70, 40))
     assert programs(tmp_path / "out") == ["model-70x40.onnx", "model-70x40.pt2"]
-    assert "only programs of fixed size: this encoder resizes images to multiples of 16" in caplog.text
+    assert "only programs of fixed size: this network resizes images to multiples of 16" in caplog.text
 
 
 def test_a_network_that_cannot_be_traced_for_any_size_has_programs_of_fixed_size_only_and_else_none(

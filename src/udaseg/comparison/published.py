@@ -22,7 +22,13 @@ SCORES = ("miou", "miou16", "miou13")
 HEADLINE = {"cityscapes19": "miou", "cityscapes16": "miou16", "cityscapes13": "miou13"}  # class space -> column
 # measured without the pixels of classes that the source lacks: an easier test, ours under `other.ignored`
 IGNORING = {("plca", "synthia2cityscapes")}
-PAPERS_OWN = ("released", "night", "synthia")  # variants: the same method as its authors run it
+PAPERS_OWN = (
+    "released",
+    "night",
+    "synthia",
+    "hrda",
+    "hrda_released",
+)  # variants: the same method as its authors run it
 NETWORKS = {"deeplabv2": "DeepLab-V2", "daformer": "DAFormer", "segformer": "SegFormer"}
 
 
@@ -72,7 +78,9 @@ def lookup(method: str, name: str, benchmark: Benchmark) -> dict[str, Any] | Non
     """
     column = HEADLINE.get(benchmark.classes) if isinstance(benchmark.classes, str) else None
     family = family_of(method)
-    found = [row for row in rows() if column and row.method == family and row.benchmark == name]
+    families = {family, "hrda"} if family == "self_training" and benchmark.model.hrda else {family}
+    data = name.partition("-")[0]  # gta2cityscapes-hrda: the same data, another network
+    found = [row for row in rows() if column and row.method in families and row.benchmark == data]
     test_sets = {use.partition("/")[0] for use in benchmark.evaluate[:1]}
     found = [row for row in found if row.tested_on.partition("/")[0] in test_sets]
     if not found or column is None:
@@ -113,4 +121,4 @@ def backbone_of(model: Model) -> tuple[str, str]:
     mit = re.fullmatch(r"pvt_v2_b(\d)", model.backbone)
     resnet = re.fullmatch(r"resnet(\d+)\w*", model.backbone)
     encoder = f"MiT-B{mit[1]}" if mit else f"ResNet-{resnet[1]}" if resnet else model.backbone
-    return NETWORKS.get(model.head, model.head), encoder
+    return "HRDA" if model.hrda else NETWORKS.get(model.head, model.head), encoder

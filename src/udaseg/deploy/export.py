@@ -157,7 +157,7 @@ def program_of(trained: Trained, shape: Shape, *, free: bool) -> dict[str, bytes
     network, (batch, height, width) = exportable(trained.student), shape
     example = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
     if free and network.multiple > 1:
-        raise FixedOnly(f"this encoder resizes images to multiples of {network.multiple}, which a program cannot ask")
+        raise FixedOnly(f"this network resizes images to multiples of {network.multiple}, which a program cannot ask")
     dims = {0: Dim("batch", min=1), 2: Dim("height", min=LEAST), 3: Dim("width", min=LEAST)}
     try:
         return convert(network, example, {"images": dims} if free else None, trained.header)
