@@ -54,7 +54,7 @@ def method_of(project: Project, name: str = "self_training", **values: Any) -> A
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_on_it(project: Project, name: str) -> None:
     """Three steps, so that what starts late has started."""
-    folder = train(on_hrda(project, name, steps=3), name)
+    folder = train(on_hrda(project, name, steps=3, log_every=3), name)
     last = history(folder)[-1]
     assert all(np.isfinite(value) for value in last.values())
     for term in BLOCKS[name]["terms"]:
@@ -64,7 +64,7 @@ def test_every_method_trains_on_it(project: Project, name: str) -> None:
 @pytest.mark.parametrize("head", ["daformer", "deeplabv2"])
 @pytest.mark.parametrize("name", ["self_training", "pipa-hrda", "cluda-hrda", "bcl", "plca", "mic-sepico"])
 def test_with_every_head(project: Project, name: str, head: str) -> None:
-    on_hrda(project, name, hrda={"box_step": 16}, crop="64x32")
+    on_hrda(project, name, hrda={"box_step": 16}, crop="64x32", log_every=2)
     project.set("benchmarks/streets/model/head", head)
     project.set("benchmarks/streets/model/dilations", [2, 3])
     project.set("benchmarks/streets/model/hrda/detail", "32x32")
@@ -162,13 +162,12 @@ def test_border_travels_with_the_image(project: Project) -> None:
         flips += flipped
         assert (shown == mask[:, x : x + 48][:, :: -1 if flipped else 1]).all()
     assert 0 < flips < 12
-    b = Batch.of({key: value[None] for key, value in data[0].items()}, CPU)
+    b = Batch.of({key: torch.stack([data[n][key] for n in (0, 1)]) for key in data[0]}, CPU)
     _, weight = method.pseudo_labels(b)
     assert b.inside is not None and (weight[~b.inside] == 0).all()
-    assert len(weight[b.inside].unique()) == 1  # q is over all pixels
+    assert all(len(weight[n][b.inside[n]].unique()) == 1 for n in (0, 1))  # q is over all pixels
     method.p = type(method.p)(**{**vars(method.p), "target_crop": "balanced"})
-    whole = next(iter(loop.loader()))
-    b = Batch.of(whole, CPU)
+    b = Batch.of(next(iter(loop.loader())), CPU)
     method.crop_target(b)
     assert b.inside is not None and b.target is not None and b.inside.shape == b.target[:, 0].shape
 
