@@ -42,9 +42,6 @@ class HrdaSegmenter(Segmenter):
     """A segmenter of two resolutions.
 
     `Output.stages`, `.decoder` and `.branches` are those of the context branch, `Output.logits` (B, K, H/o, W/o) the fused ones.
-
-    Attributes:
-        multiple: sides of images are resized inside to multiples of it; training crops must be such.
     """
 
     reduction = 2
