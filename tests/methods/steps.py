@@ -90,7 +90,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 def launch(project: Project, ranks: int, *words: str) -> None:
     """`python words` on several ranks in the project's folder; scripts can import the tests of this folder."""
-    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests")])
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT / "src")])
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
         [*start, *words],

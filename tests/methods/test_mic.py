@@ -198,7 +198,7 @@ def test_trains_and_resumes_with_the_same_bits(
     found = []
     for stopped in (False, True):
         project = with_mic(make_project(f"stopped{stopped}"), name)
-        project.set("benchmarks/streets/train/steps", 4)
+        from_scratch(project, steps=4, log_every=4)
         if stopped:
             train_until(project, name, 2)
         found.append(content(folder := train(project, name)))
