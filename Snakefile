@@ -12,9 +12,6 @@ from udaseg.workflow import guard, plan
 min_version("9.27")
 
 
-configfile: "params.yaml"
-
-
 report: "workflow/report/workflow.rst"
 
 

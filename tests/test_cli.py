@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tiny_project import ROOT
 from udaseg import cli
 
 STEPS = next(a for a in cli.make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -22,12 +23,68 @@ def test_every_step_has_help_with_an_example(step: str, capsys: pytest.CaptureFi
     assert f"example: udaseg {step}" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "--benchmark"], ["train", "--seed", "x"]])
-def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+SEED = "an integer from 0 to 18446744073709551615"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "udaseg: STEP missing"),
+        ("trian", "udaseg: unknown step 'trian'; did you mean 'train'?"),
+        ("--versoin", "udaseg: unknown option '--versoin'; did you mean '--version'?"),
+        ("train", "udaseg train: --benchmark, --method missing"),
+        ("train --benchmark", "udaseg train: --benchmark: expected one argument"),
+        ("train --benchmark b --metod m", "udaseg train: unknown option '--metod'; did you mean '--method'?"),
+        ("train --benchmark b --method m -x", "found -x, which has no place here"),
+        ("select now", "found now, which has no place here"),
+        ("train --seed x", f"udaseg train: --seed: found 'x', expected {SEED}"),
+        ("train --seed -1", f"--seed: found '-1', expected {SEED}"),
+        ("train --seed 1_0", f"--seed: found '1_0', expected {SEED}"),
+        ("evaluate --seed 18446744073709551616", f"--seed: found '18446744073709551616', expected {SEED}"),
+        ("pretrain --seed " + "9" * 6000, "999..., expected an integer from 0"),
+        ("prepare camvid --size 8x8 --jobs 0", "--jobs: found '0', expected an integer from 1 to 1024"),
+        ("prepare camvid --size 8x8 --jobs 1000000", "--jobs: found '1000000', expected an integer from 1 to 1024"),
+        ("prepare camvid --size 8x8 --show -1", "--show: found '-1', expected an integer from 0 to 1000"),
+        ("resign --steps 0", "--steps: found '0', expected an integer from 1 to 1000000000"),
+        ("bench --steps -3", "--steps: found '-3', expected an integer from 1 to 1000000"),
+        ("bench losses --shrink 0", "--shrink: found '0', expected an integer from 1 to 1000000"),
+        ("bench lossses", "WHAT: found 'lossses', expected step or losses; did you mean 'losses'?"),
+        ("with-gpus -1 -- true", "N: found '-1', expected an integer from 0 to 1024"),
+        ("with-gpus two -- true", "N: found 'two', expected an integer from 0 to 1024"),
+        ("predict m.safetensors a.png --out o --device gpu", "--device: found 'gpu', expected auto or cpu or cuda"),
+        (
+            "submit m.safetensors a --out o --server kitti",
+            "--server: found 'kitti', expected cityscapes or dark_zurich",
+        ),
+        ("figure gian --benchmark streets", "NAME: found 'gian', expected gain or"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_wrong_words_are_one_line_and_exit_with_2(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(words)
+        cli.main(words.split())
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.startswith("udaseg") and "--help`)" in line, line
+
+
+def test_every_integer_of_the_command_line_has_a_range() -> None:
+    for name, step in STEPS.items():
+        for action in step._actions:
+            assert action.type is not int and action.choices is None, f"{name}: {action.dest}: use whole() or one_of()"
+
+
+def test_what_follows_two_dashes_is_the_commands_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["with-gpus", "0", "--", "echo", "--unknown", "-1"]) == 0
+    assert capfd.readouterr().out == "--unknown -1\n"
+
+
+def test_a_size_has_a_limit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for size in ("100000x100000", "65536x8", "8192x8193", "0x8", "8", "-8x8", "9" * 6000 + "x1", "٣x٣"):
+        assert cli.main(["prepare", "camvid", f"--size={size}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("udaseg prepare: --size: found ") and len(line) < 250, line
 
 
 def test_steps_that_need_no_network_import_none() -> None:

@@ -349,9 +349,9 @@ def class_not_in_source(project: Project, patch: pytest.MonkeyPatch) -> list[str
 
 
 @case
-def patch_crops_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+def patch_crops_that_do_not_fit(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     parts = copy.deepcopy(METHODS["pipa"]["pipa"])
-    parts["patch"]["crop"] = 3.0
+    parts["patch"]["crop"] = 0.1
     return shipped(project, "pipa", pipa=parts)
 
 
@@ -703,6 +703,95 @@ def target_name_reserved(project: Project, patch: pytest.MonkeyPatch) -> list[st
     return ["new-target", "photos", "--name", "raw"]
 
 
+@case
+def params_number_out_of_its_range(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/train/optimizer/lr", -1.0)
+    return TRAIN
+
+
+@case
+def params_key_twice(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = project.folder / "params.yaml"
+    path.write_text(f"{path.read_text()}\nrun: {{}}\n")
+    return TRAIN
+
+
+@case
+def params_that_refer_to_themselves(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "params.yaml").write_text("run: &run {run: *run}\n")
+    return TRAIN
+
+
+@case
+def params_with_a_tag(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    (project.folder / "params.yaml").write_text("run: !!python/object/apply:os.getcwd []\n")
+    return TRAIN
+
+
+@case
+def params_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    with (project.folder / "params.yaml").open("ab") as file:
+        file.truncate(100 * 2**20)
+    return TRAIN
+
+
+@case
+def data_set_name(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("datasets/my.set", {"format": "folder", "root": "mine"})
+    return ["prepare", "my.set", "--size", "16x8"]
+
+
+@case
+def data_variable_not_set(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    patch.delenv("NO_SUCH", raising=False)
+    project.set("datasets/mine", {"format": "folder", "root": "${NO_SUCH}/photos"})
+    return PREPARE
+
+
+@case
+def two_runs_of_one_name(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.raw["methods"]["self_training-self_training"] = project.raw["methods"]["self_training"]
+    project.raw["benchmarks"]["streets-self_training"] = project.raw["benchmarks"]["streets"]
+    project.set("run/benchmarks", ["streets", "streets-self_training"])
+    project.set("run/methods", ["self_training", "self_training-self_training"])
+    return TRAIN
+
+
+@case
+def seed_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return [*TRAIN, "--seed", str(2**64)]
+
+
+@case
+def no_such_option(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return [*TRAIN, "--sed", "1"]
+
+
+@case
+def no_process_at_all(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["prepare", "streets_game", "--size", "16x8", "--jobs", "0"]
+
+
+@case
+def size_too_large(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["prepare", "streets_game", "--size", "100000x100000"]
+
+
+@case
+def crop_of_one_value(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("benchmarks/streets/train/batch", 1)
+    project.set("benchmarks/streets/train/crop", "32x32")
+    return TRAIN
+
+
+@case
+def crop_below_the_blur(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("benchmarks/streets/train/crop", "4x4")
+    return TRAIN
+
+
 def test_every_row_is_provoked() -> None:
     assert set(TABLE) == set(CASES) and len(TABLE) >= 38
 
@@ -712,7 +801,10 @@ def test_error(name: str, project: Project, monkeypatch: pytest.MonkeyPatch, cap
     command = CASES[name](project, monkeypatch)
     before = {path: path.stat().st_size for path in Path("data").rglob("*") if path.is_file()}
     capfd.readouterr()
-    code = cli.main(command)
+    try:
+        code = cli.main(command)
+    except SystemExit as error:  # what the words themselves lack
+        code = int(error.code or 0)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"udaseg {command[0]}: ")]
     assert code == 2
     assert len(lines) == 1 and TABLE[name].replace("\\`", "`") in lines[0], lines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udaseg import params
-from udaseg.checking import essential
+from udaseg import params, yaml12
+from udaseg.checking import LARGEST_SEED, Range, essential, hints_of
+from udaseg.data import prepare
 from udaseg.errors import UserError
+from udaseg.recipes import block_of, papers
 from udaseg.recipes.bcl import Bcl
 from udaseg.recipes.plca import Plca
 from udaseg.recipes.self_training import SelfTraining
@@ -79,9 +83,27 @@ def test_shipped_files_resolve_every_run(file: str) -> None:
         ("benchmarks/streets/source", "streets_gam/train", ["streets_gam", "streets_game"]),
         ("benchmarks/streets/source", "streets_game", ["dataset/split"]),
         ("benchmarks/streets/classes", "cityscapes20", ["cityscapes20", "cityscapes19"]),
-        ("benchmarks/streets/train/steps", 0, ["at least 1"]),
         ("benchmarks/streets/train/accumulate", 3, ["multiple of accumulate"]),
-        ("benchmarks/streets/train/optimizer/lr", "1e-4", ["optimizer.lr", "'1e-4'", "1.0e-5"]),
+        ("benchmarks/streets/train/optimizer/lr", "1e-4", ["optimizer.lr", "'1e-4'", "a number above 0"]),
+        ("benchmarks/streets/train/border", {"top": 0.5, "bottom": 0.5}, ["train.border", "less than 1 together"]),
+        (
+            "benchmarks/streets/evaluate",
+            ["streets_photo/../x"],
+            ["streets.evaluate", "'streets_photo/../x'", "camvid/test"],
+        ),
+        ("benchmarks/streets/target", "streets_photo/a/b", ["streets.target", "dataset/split"]),
+        ("benchmarks/streets/source", "streets_game/..", ["streets.source", "dataset/split"]),
+        ("benchmarks/streets/classes", ["road", "../car"], ["streets.classes", "'../car'", "plain words"]),
+        ("benchmarks/streets/classes", ["road", "car\n"], ["streets.classes", "'car\\n'", "plain words"]),
+        ("datasets/camvid/classes", ["road", "/car"], ["datasets.camvid.classes", "'/car'"]),
+        ("datasets/my.set", {"format": "folder"}, ["datasets", "'my.set'", "no data set name"]),
+        ("datasets/..", {"format": "folder"}, ["'..'", "no data set name"]),
+        ("datasets/camvid/ids", {256: "road"}, ["datasets.camvid.ids", "256", "from 0 to 255"]),
+        ("benchmarks/camvid-64x32", RAW["benchmarks"]["streets"], ["camvid-64x32", "<data set>-<size>"]),
+        ("benchmarks/streets/size/source", "100000x100000", ["size.source", "100000x100000", "65535"]),
+        ("benchmarks/streets/train/crop", "65535x65535", ["train.crop", "67,108,864 in all"]),
+        ("benchmarks/streets/train/crop", f"{'9' * 5000}x1", ["train.crop", "a size like 512x256"]),
+        ("benchmarks/streets/model", "x" * 10_000, ["streets.model", "xxx...", "expected a block"]),
         ("benchmarks/streets/test/mode", "slide", ["window"]),
         ("select/method", "nothing", ["select.method", "nothing"]),
         ("datasets/camvid/format", "camvi", ["datasets.camvid.format", "camvid"]),
@@ -94,6 +116,158 @@ def test_wrong_values_are_named(path: str, value: Any, words: list[str]) -> None
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("run/threads", 10**18, "an integer from 1 to 1024"),
+        ("run/threads", 0, "an integer from 1 to 1024"),
+        ("run/workers", -1, "an integer from 0 to 1024"),
+        ("run/gpus_per_run", -1, "an integer from 0 to 1024"),
+        ("run/seeds", [-1], "an integer from 0 to 18446744073709551615"),
+        ("run/seeds", [2**64], "an integer from 0 to 18446744073709551615"),
+        ("analysis/seed", 2**32, "an integer from 0 to 4294967295"),
+        ("analysis/least", 1, "an integer from 2 to 1000000000"),
+        ("analysis/tsne/perplexity", 0, "a number above 0"),
+        ("datasets/streets_game/count", {"train": 10**7}, "an integer from 0 to 1000000"),
+        ("benchmarks/streets/model/width", 0, "an integer from 1 to 8192"),
+        ("benchmarks/streets/model/dropout", 2, "a number of at least 0 and below 1"),
+        ("benchmarks/streets/model/dilations", [0], "an integer from 1 to 4096"),
+        ("benchmarks/streets/model/std", [0.2, 0.0, 0.2], "a number above 0 and at most 1"),
+        ("benchmarks/streets/model/std", [-0.2, 0.2, 0.2], "a number above 0 and at most 1"),
+        ("benchmarks/streets/model/mean", [123.7, 0.4, 0.4], "a number from 0 to 1"),
+        ("benchmarks/streets/train/steps", 0, "an integer from 1 to 1000000000"),
+        ("benchmarks/streets/train/optimizer/lr", 0, "a number above 0"),
+        ("benchmarks/streets/train/optimizer/lr", -1e-3, "a number above 0"),
+        ("benchmarks/streets/train/optimizer/lr", 10**400, "a number above 0"),
+        ("benchmarks/streets/train/optimizer/lr", float("nan"), "a number above 0"),
+        ("benchmarks/streets/train/optimizer/weight_decay", -0.1, "a number of at least 0"),
+        ("benchmarks/streets/train/optimizer/momentum", 1.0, "a number of at least 0 and below 1"),
+        ("benchmarks/streets/train/schedule/warmup", 1.5, "a number from 0 to 1"),
+        ("benchmarks/streets/train/border/top", -1, "a number of at least 0 and below 1"),
+        ("benchmarks/streets/train/rare_class/pixels", -1, "an integer from 0 to 1000000000"),
+        ("benchmarks/streets/test/scales", [0.0], "a number above 0 and at most 16"),
+        ("methods/self_training/threshold", 2, "a number from 0 to 1"),
+        ("methods/self_training/teacher_horizon", -0.5, "a number of at least 0"),
+        ("methods/self_training/rare_class_temperature", 0, "a number of at least 1e-06"),
+        ("methods/self_training/blur/sigma", [1.15, 0.15], "a list of 2 x a number above 0, the smaller first"),
+        ("methods/self_training/jitter/strength", 0.6, "a number from 0 to 0.5"),
+        ("methods/bcl/temperature", -1, "a number above 0"),
+        ("methods/bcl/scale", [1.4, 1.0], "a list of 2 x a number above 0 and at most 16, the smaller first"),
+        ("methods/bcl/native/steps", 0, "an integer from 1 to 1000000000"),
+        ("methods/bcl/native/momentum", 2, "a number from 0 to 1"),
+        ("methods/plca/association", -1, "a number of at least 0"),
+        ("methods/plca/max_pixels", 0, "an integer from 1 to 1000000000"),
+        ("methods/sepico/sepico/width", 0, "a number above 0 and at most 64"),
+        ("methods/sepico-night/day_reference/frequency", [0.0], "a number above 0 and at most 1"),
+        ("methods/pipa/pipa/patch/iou", [1.0, 0.1], "a list of 2 x a number from 0 to 1, the smaller first"),
+        ("methods/pipa/pipa/pixel/anchors", 0, "an integer from 1 to 1000000000"),
+        ("methods/cluda/cluda/source", -1.0, "a number of at least 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_with_key_value_and_range(path: str, value: Any, expected: str) -> None:
+    """What trained silently before, or ended in a traceback."""
+    with pytest.raises(UserError) as caught:
+        params.parse(changed(path, value))
+    message = str(caught.value)
+    key, found = path.replace("/", "."), value
+    while isinstance(found, list) and "list" not in expected:
+        found = next(each for each in found if not 0 < each <= 1) if len(found) > 1 else found[0]
+    found = next(iter(found.values())) if isinstance(found, dict) else found
+    assert message.startswith(f"params.yaml: {key}".replace("native.momentum", "momentum")), message
+    assert f": found {found!r}"[:70] in message and f"expected {expected}" in message, message
+    assert "\n" not in message and len(message) < 300
+
+
+def test_bounds_that_may_be_reached() -> None:
+    for path, value in [
+        ("run/seeds", [0, LARGEST_SEED]),
+        ("run/workers", 0),
+        ("benchmarks/streets/model/dropout", 0),
+        ("benchmarks/streets/train/optimizer/weight_decay", 0),
+        ("methods/self_training/threshold", 0),
+        ("methods/self_training/threshold", 1),
+        ("methods/self_training/teacher_horizon", 0),
+        ("methods/self_training/jitter", {"p": 0, "strength": 0}),
+        ("methods/pipa/pipa/pixel/weight", 0),
+        ("methods/plca/association", 0),
+        ("methods/bcl/scale", [1.0, 1.0]),
+    ]:
+        params.parse(changed(path, value))
+
+
+def blocks(hint: Any) -> Iterator[type]:
+    """Dataclasses below a type, each with the dataclasses of its fields."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+        for each in hints_of(hint).values():
+            yield from blocks(each)
+    for each in typing.get_args(hint):
+        yield from blocks(each)
+
+
+def unbounded(hint: Any) -> list[Any]:
+    """The numbers of a type that have no range."""
+    if typing.get_origin(hint) is typing.Annotated and isinstance(hint.__metadata__[0], Range):
+        return []
+    if hint in (int, float):
+        return [hint]
+    return [each for arg in typing.get_args(hint) for each in unbounded(arg)]
+
+
+def test_every_number_of_params_yaml_has_a_range() -> None:
+    classes = {*blocks(params.Params), *(each for name in papers() for each in blocks(block_of(name)))}
+    classes |= {each for name in papers() for each in blocks(papers()[name].block)}
+    assert len(classes) > 25 and {params.Size, params.Tsne, params.Border} <= classes
+    for cls in classes - {params.Unusable}:
+        for name, hint in hints_of(cls).items():
+            if name not in ("raw", "known"):
+                assert not unbounded(hint), f"{cls.__name__}.{name}: {hint} has no range (udaseg.checking)"
+
+
+def test_two_runs_of_one_stage_name_are_refused() -> None:
+    """DVC joins benchmark, method and seed with `-`."""
+    raw = changed("benchmarks/streets-sepico", RAW["benchmarks"]["streets"])
+    raw["benchmarks"]["streets-sepico-pipa"] = RAW["benchmarks"]["streets"]
+    raw["run"] |= {"benchmarks": ["streets", "streets-sepico"], "methods": ["source_only", "sepico-pipa", "pipa"]}
+    with pytest.raises(
+        UserError, match="sepico-pipa on streets and pipa on streets-sepico would both be the stage train@"
+    ):
+        params.parse(raw)
+    raw["run"] |= {"benchmarks": ["streets", "streets-sepico-pipa"]}
+    params.parse(raw)
+
+
+def test_the_place_of_a_data_set_may_name_home_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it leads, hashes and recipes stay."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SETS", "/disk/sets")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    found = {}
+    for root in ("~/camvid", "$SETS/camvid", "${SETS}/camvid", "data/raw/camvid", "a$/b"):
+        p = params.parse(changed("datasets/camvid/root", root))
+        found[root] = str(p.datasets["camvid"].folder)
+        assert (
+            p.resolve("camvid_day2dusk", "oracle", 0).hash
+            == params.parse(RAW).resolve("camvid_day2dusk", "oracle", 0).hash
+        )
+        recipe = prepare.recipe_of(p.datasets["camvid"], params.Size(8, 8))
+        assert recipe == prepare.recipe_of(params.parse(RAW).datasets["camvid"], params.Size(8, 8))
+    assert [*found.values()] == ["/home/me/camvid", "/disk/sets/camvid", "/disk/sets/camvid", "data/raw/camvid", "a$/b"]
+    with pytest.raises(UserError, match="'\\$NO_SUCH/camvid', but the environment variable NO_SUCH is not set"):
+        params.parse(changed("datasets/camvid/root", "$NO_SUCH/camvid")).datasets["camvid"].folder  # noqa: B018
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_text_as_file_is_accepted_or_answered_in_one_line(key: str, value: str) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    for changed_text in (f"{text}\n{key}: {value}\n", text.replace("seed: 0", f"seed: {value}", 1), value):
+        try:
+            params.parse(yaml12.parse(changed_text, "params.yaml"))
+        except UserError as error:
+            assert str(error).startswith("params.yaml") and "\n" not in str(error)
 
 
 def test_wrong_files(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import argparse
 import io
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from udaseg import __version__
-from udaseg.checking import lookup
+from udaseg.checking import LARGEST_SEED, Range, lookup, nearest, shown
 from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
 
@@ -28,6 +30,60 @@ class Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words, with the nearest known one, and exits with 2."""
+
+    steps: argparse._SubParsersAction[Parser] | None = None  # of the program itself
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        words = sys.argv[1:] if args is None else list(args)
+        own = words[: words.index("--") if "--" in words else None]
+        if self.steps:
+            places = [place for place, word in enumerate(words) if not word.startswith("-")]
+            if places and (step := words[places[0]]) not in self.steps.choices:
+                self.error(f"unknown step {shown(step)}{nearest(step, self.steps.choices)}")
+            own = words[: places[0] if places else None]
+        if not any(action.nargs == argparse.REMAINDER for action in self._actions):
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            for name in (word.partition("=")[0] for word in own if word.startswith("--")):
+                if not any(option.startswith(name) for option in known):
+                    self.error(f"unknown option {shown(name)}{nearest(name, known)}")
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        for theirs, ours in (
+            (r"argument ([^:]+): ", r"\1: "),
+            (r"the following arguments are required: (.*)", r"\1 missing"),
+            (r"unrecognized arguments: (.*)", r"found \1, which has no place here"),
+        ):
+            message = re.sub(f"^{theirs}", ours, message)
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An option that is an integer from `least` to `most`."""
+    allowed = Range(least=least, most=most)
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,30}", text) or not allowed.holds(int(text)):
+            raise argparse.ArgumentTypeError(f"found {shown(text)}, expected an integer {allowed}")
+        return int(text)
+
+    return read
+
+
+def one_of(*known: str) -> Callable[[str], str]:
+    """An option that is one of the words."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            hint = nearest(text, known).replace(f"; known: {', '.join(known)}", "")
+            raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {' or '.join(known)}{hint}")
+        return text
+
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,8 +247,6 @@ def resign(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.workflow import resign as step
 
-    if args.steps < 1:
-        raise UserError(f"--steps: found {args.steps}, expected at least 1")
     step.resign(params.load(), args.runs, args.steps)
 
 
@@ -265,8 +319,6 @@ def bench(args: argparse.Namespace) -> None:
     from udaseg.bench import step
 
     p = params.load(args.params)
-    if args.shrink < 1:
-        raise UserError(f"--shrink: found {args.shrink}, expected at least 1")
     if args.what == "losses":
         from udaseg.bench.losses import bench_losses
 
@@ -279,29 +331,29 @@ def bench(args: argparse.Namespace) -> None:
     print(step.bench(p.resolve(args.benchmark, args.method, args.seed), steps=args.steps))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         prog="udaseg",
         description="Unsupervised domain adaptation of semantic segmentation: train, score and compare methods.",
         epilog="example: udaseg train --benchmark streets --method self_training --seed 0",
     )
     parser.add_argument("--version", action="version", version=f"udaseg {__version__}")
-    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    steps = parser.steps = parser.add_subparsers(dest="step", required=True, metavar="STEP", parser_class=Parser)
 
-    def add(name: str, call: object, text: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, call: object, text: str, example: str) -> Parser:
         sub = steps.add_parser(name, help=text, description=text, epilog=f"example: udaseg {name} {example}")
         sub.set_defaults(call=call)
         return sub
 
-    def with_params(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def with_params(sub: Parser) -> Parser:
         sub.add_argument("--params", default="params.yaml", help="parameter file (default: params.yaml)")
         return sub
 
-    def with_run(sub: argparse.ArgumentParser, method: bool = True, required: bool = True) -> argparse.ArgumentParser:
+    def with_run(sub: Parser, method: bool = True, required: bool = True) -> Parser:
         sub.add_argument("--benchmark", required=required)
         if method:
             sub.add_argument("--method", required=required)
-        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0)
         return with_params(sub)
 
     sub = with_params(
@@ -310,9 +362,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("dataset", nargs="?", help="a name from `datasets` in params.yaml")
     sub.add_argument("--size", help="training size, as 256x192 (width x height)")
     sub.add_argument("--benchmark", help="prepare everything that this benchmark uses into data/<benchmark>/")
-    sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    sub.add_argument("--jobs", type=whole(1, 1024), default=os.cpu_count() or 1, help="processes (default: all cores)")
     sub.add_argument(
-        "--show", type=int, default=0, metavar="N", help="write a contact sheet of N images with their labels"
+        "--show",
+        type=whole(0, 1000),
+        default=0,
+        metavar="N",
+        help="write a contact sheet of N images with their labels",
     )
 
     with_run(
@@ -356,7 +412,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--benchmark", required=True)
     sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
     sub = with_params(add("figure", figure, "Draw one figure of a benchmark, or all.", "tsne --benchmark streets"))
-    sub.add_argument("name", nargs="?", choices=FIGURES, metavar="NAME", help=f"one of {', '.join(FIGURES)}")
+    sub.add_argument("name", nargs="?", type=one_of(*FIGURES), metavar="NAME", help=f"one of {', '.join(FIGURES)}")
     sub.add_argument("--benchmark", required=True)
     sub = with_params(add("report", report, "Write the benchmark's page: one HTML file.", "--benchmark streets"))
     sub.add_argument("--benchmark", required=True)
@@ -380,11 +436,11 @@ def make_parser() -> argparse.ArgumentParser:
         "streets/pipa/0",
     )
     sub.add_argument("runs", nargs="*", metavar="RUN", help="as for `udaseg why`; none: all of `run`")
-    sub.add_argument("--steps", type=int, default=100, help="make at most so many again (default: 100)")
+    sub.add_argument("--steps", type=whole(1, 10**9), default=100, help="make at most so many again (default: 100)")
     add("record", record, "After `snakemake`: let DVC record what was made.", "")
     add("sync", sync, "After `git clone`, `dvc pull`, `dvc checkout`: let Snakemake record what is there.", "")
     sub = add("with-gpus", with_gpus, "Hold N free GPUs of this machine while a command runs.", "1 -- python script.py")
-    sub.add_argument("count", type=int)
+    sub.add_argument("count", type=whole(0, 1024), metavar="N", help="how many; 0: none")
     sub.add_argument("command", nargs=argparse.REMAINDER)
     sub = with_params(
         add(
@@ -416,7 +472,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="folder for the results")
     sub.add_argument("--size", help="size at which the network looks, as 512x256 (default: as in training)")
     sub.add_argument("--probabilities", action="store_true", help="also write the probabilities of all classes (.npy)")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sub.add_argument("--device", default="auto", type=one_of("auto", "cpu", "cuda"), help="auto, cpu or cuda")
     sub = add("export", export, "Write a model as torch.export and ONNX programs.", "model.safetensors --out exported")
     sub.add_argument("model", help="a model.safetensors of this program")
     sub.add_argument("--out", help="folder for the programs (default: beside the model)")
@@ -429,9 +485,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("model", help="a model.safetensors of this program")
     sub.add_argument("images", help="folder with the test images")
-    sub.add_argument("--server", required=True, choices=("cityscapes", "dark_zurich"))
+    sub.add_argument(
+        "--server", required=True, type=one_of("cityscapes", "dark_zurich"), help="cityscapes or dark_zurich"
+    )
     sub.add_argument("--out", required=True, help="the archive to write (.zip)")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sub.add_argument("--device", default="auto", type=one_of("auto", "cpu", "cuda"), help="auto, cpu or cuda")
     sub = with_params(
         add(
             "new-target",
@@ -455,10 +513,13 @@ def make_parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="step",
-        choices=("step", "losses"),
-        help="losses: at the papers' sizes, a few minutes",
+        type=one_of("step", "losses"),
+        metavar="WHAT",
+        help="step (default), or losses: at the papers' sizes, a few minutes",
     )
     with_run(sub, required=False)
-    sub.add_argument("--steps", type=int, default=20, help="step: how many")
-    sub.add_argument("--shrink", type=int, default=1, help="losses: divide the positions by this, for a quick look")
+    sub.add_argument("--steps", type=whole(1, 10**6), default=20, help="step: how many")
+    sub.add_argument(
+        "--shrink", type=whole(1, 10**6), default=1, help="losses: divide the positions by this, for a quick look"
+    )
     return parser

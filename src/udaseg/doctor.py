@@ -70,7 +70,7 @@ def parameters(path: Path) -> tuple[Params | None, Finding]:
     try:
         p = params.load(path)
         if path == Path("params.yaml"):
-            plan.load(p.raw)
+            plan.load()
     except UserError as error:
         return None, Finding("problem", str(error), f"correct {path}, then run `udaseg doctor` again")
     names = ", ".join(p.run.benchmarks)
@@ -254,7 +254,10 @@ def is_prepared(p: Params, benchmark: str, use: Use) -> bool:
 
 def looked(name: str, dataset: Dataset) -> Finding:
     """What lies on the disk of a data set that is not prepared; nothing is fetched or unpacked."""
-    root = Path(dataset.root or "")
+    try:
+        root = dataset.folder
+    except UserError as error:
+        return Finding("problem", f"data {name}: {error}", "set it, then `udaseg doctor` again")
     if dataset.format == "camvid":
         mirror = Path(os.environ.get("UDASEG_MIRROR", ""), "data/camvid")
         if not any((place / "splits").is_dir() for place in (mirror, root)) and not list(root.rglob("trainannot")):

@@ -12,16 +12,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import typing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-
-from udaseg.checking import build, convert, essential, keys_of, lookup, reject_unknown
+from udaseg import yaml12
+from udaseg.checking import (
+    LARGEST_SEED,
+    Count,
+    Positive,
+    Range,
+    Ratio,
+    Seed,
+    Share,
+    Weight,
+    Width,
+    build,
+    convert,
+    essential,
+    hints_of,
+    keys_of,
+    lookup,
+    reject_unknown,
+    shown,
+)
 from udaseg.classes import ClassSpace, class_space
 from udaseg.errors import UserError
 from udaseg.recipes import Start, Variant, block_of, papers, terms
@@ -36,20 +54,32 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
 
 
+LARGEST_SIDE = 65535  # what a JPEG can hold
+MOST_PIXELS = 2**26  # an image of the network: 67 million, 12 bytes each before the first layer
+Side = Annotated[int, Range(least=1, most=LARGEST_SIDE)]
+Processes = Annotated[int, Range(least=0, most=1024)]
+Pixels = Annotated[int, Range(least=0, most=10**9)]
+
+
 @dataclass(frozen=True)
 class Size:
     """Width and height in pixels, written `256x128` in params.yaml."""
 
-    width: int
-    height: int
+    width: Side
+    height: Side
     written: ClassVar[str] = "a size like 512x256"
 
     @classmethod
     def parse(cls, text: str, where: str) -> Size:
-        match = re.fullmatch(r"(\d+)x(\d+)", text) if isinstance(text, str) else None
+        match = re.fullmatch(r"0*([0-9]{1,9})x0*([0-9]{1,9})", text) if isinstance(text, str) else None
         if not match or 0 in map(int, match.groups()):
-            raise UserError(f"{where}: found {text!r}, expected a size like 512x256 (width x height in pixels)")
-        return cls(int(match[1]), int(match[2]))
+            raise UserError(f"{where}: found {shown(text)}, expected a size like 512x256 (width x height in pixels)")
+        width, height = int(match[1]), int(match[2])
+        if max(width, height) > LARGEST_SIDE or width * height > MOST_PIXELS:
+            raise UserError(
+                f"{where}: found {text}, expected at most {LARGEST_SIDE} pixels a side and {MOST_PIXELS:,} in all"
+            )
+        return cls(width, height)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
@@ -59,11 +89,11 @@ class Size:
 class RunBlock:
     benchmarks: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     protocol: Literal["matched", "native"]
-    threads: int
-    workers: int
-    gpus_per_run: int
+    threads: Annotated[int, Range(least=1, most=1024)]
+    workers: Processes
+    gpus_per_run: Processes
     device: Literal["auto", "cpu", "cuda"]
     tensorboard: bool = False
 
@@ -76,20 +106,20 @@ class Select:
 
 @dataclass(frozen=True)
 class Tsne:
-    per_class: int  # cells of a class in each domain
-    perplexity: float
-    iterations: int
+    per_class: Count  # cells of a class in each domain
+    perplexity: Positive
+    iterations: Count
 
 
 @dataclass(frozen=True)
 class Analysis:
     """How `udaseg analyse` samples and measures features: docs/analysis.md."""
 
-    seed: int
-    images: int  # of each domain at most
-    per_class: int  # cells of a class in each domain at most
-    least: int  # a class with fewer in a domain is left out
-    neighbours: int  # of the k-NN classifier
+    seed: Annotated[int, Range(least=0, most=2**32 - 1)]  # as scikit-learn has it
+    images: Count  # of each domain at most
+    per_class: Count  # cells of a class in each domain at most
+    least: Annotated[int, Range(least=2, most=10**9)]  # a class with fewer in a domain is left out
+    neighbours: Count  # of the k-NN classifier
     tsne: Tsne
 
 
@@ -112,12 +142,30 @@ class Dataset:
     root: str | None = None
     exclude: tuple[str, ...] = ()
     look: Literal["game", "photo"] | None = None  # streets
-    seed: int | None = None  # streets
-    count: dict[str, int] = field(default_factory=dict)  # streets: scenes per split
+    seed: Seed | None = None  # streets
+    count: dict[str, Annotated[int, Range(least=0, most=10**6)]] = field(
+        default_factory=dict
+    )  # streets: scenes per split
     images: str | None = None  # folder: where the images are below root; `{split}` stands for the split
     labels: str | None = None  # folder: the same for labels, matched by stem; null: unlabelled
     classes: str | tuple[str, ...] = "cityscapes19"  # folder: what the label values mean after `ids`
-    ids: dict[int, str] = field(default_factory=dict)  # folder: value in a label file -> class name; all others: error
+    # folder: value in a label file -> class name; all others: error
+    ids: dict[Annotated[int, Range(least=0, most=255)], str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """`root` with `~` and environment variables as they are on this machine; where there is no root, the current folder.
+
+        Raises:
+            UserError: a variable that is not set.
+        """
+        for name in re.findall(r"\$(?:\{([^}]*)\}|(\w+))", self.root or ""):
+            if not os.environ.get(name[0] or name[1]):
+                raise UserError(
+                    f"params.yaml: datasets: root: found {shown(self.root)}, but the environment variable "
+                    f"{name[0] or name[1]} is not set; set it (`export {name[0] or name[1]}=...`) or write the path"
+                )
+        return Path(os.path.expanduser(os.path.expandvars(self.root or "")))
 
 
 @dataclass(frozen=True)
@@ -146,12 +194,12 @@ class Model:
     backbone: str
     backbone_args: dict[str, Any]
     head: Literal["deeplabv2", "daformer", "segformer"]
-    width: int
-    dilations: tuple[int, ...]
-    dropout: float
+    width: Width
+    dilations: tuple[Annotated[int, Range(least=1, most=4096)], ...]
+    dropout: Annotated[float, Range(least=0, below=1)]
     weights: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Share, Share, Share]  # of images in 0..1
+    std: tuple[Ratio, Ratio, Ratio]
     batch_norm: Literal["train", "eval"]
     positions: Literal["timm", "hub"] = "timm"  # how a plain ViT's position table is resized
     frozen: bool = False  # the encoder is not trained
@@ -162,54 +210,54 @@ class Model:
 @dataclass(frozen=True)
 class Optimizer:
     name: Literal["adamw", "sgd"]
-    lr: float
-    head_factor: float
-    weight_decay: float
-    momentum: float
+    lr: Positive
+    head_factor: Positive
+    weight_decay: Weight
+    momentum: Annotated[float, Range(least=0, below=1)]
     no_decay: bool  # normalisation and position parameters of the encoder without weight decay
     layer_decay: float = 1.0  # rate of each layer of a plain ViT as a share of that above it
 
 
 @dataclass(frozen=True)
 class Schedule:
-    warmup: float  # fraction of the run
-    power: float
-    horizon: float = 1.0  # where the decay would reach 0, as a multiple of the run (of the round)
-    rounds: int = 1  # the decay begins again in each, with a new optimizer
-    factor: float = 1.0  # on the rate, from round to round
+    warmup: Share  # fraction of the run
+    power: Weight  # 0: no decay
+    horizon: Positive = 1.0  # where the decay would reach 0, as a multiple of the run (of the round)
+    rounds: Count = 1  # the decay begins again in each, with a new optimizer
+    factor: Positive = 1.0  # on the rate, from round to round
 
 
 @dataclass(frozen=True)
 class RareClass:
-    pixels: int  # a file qualifies for a class with more than this many pixels in its full-size label
-    crop_pixels: int  # a crop is redrawn until it holds more than this many pixels of the class
+    pixels: Pixels  # a file qualifies for a class with more than this many pixels in its full-size label
+    crop_pixels: Pixels  # a crop is redrawn until it holds more than this many pixels of the class
 
 
 @dataclass(frozen=True)
 class Border:
     """Where the target gets no pseudo-labels (rectification border and bonnet), as fractions of its height and width."""
 
-    top: float
-    bottom: float
-    left: float = 0.0
-    right: float = 0.0
+    top: Annotated[float, Range(least=0, below=1)]
+    bottom: Annotated[float, Range(least=0, below=1)]
+    left: Annotated[float, Range(least=0, below=1)] = 0.0
+    right: Annotated[float, Range(least=0, below=1)] = 0.0
     of: Literal["crop", "image"] = "crop"  # image: margins of the whole image, cropped and flipped with it
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int
-    batch: int
+    steps: Count
+    batch: Annotated[int, Range(least=1, most=65536)]
     crop: Size
-    accumulate: int
+    accumulate: Annotated[int, Range(least=1, most=65536)]
     precision: Literal["fp32", "bf16"]
     optimizer: Optimizer
     schedule: Schedule
     rare_class: RareClass
     border: Border
-    save_every: int
-    log_every: int
-    validate_every: int = 0  # steps between two scorings of the networks in training; 0: never
+    save_every: Count
+    log_every: Count
+    validate_every: Annotated[int, Range(least=0, most=10**9)] = 0  # steps between two scorings of the networks in training; 0: never
 
 
 @dataclass(frozen=True)
@@ -218,7 +266,7 @@ class Test:
     window: Size | None
     stride: Size | None
     flip: bool
-    scales: tuple[float, ...]
+    scales: tuple[Annotated[float, Range(above=0, most=16)], ...]
     teacher: bool  # score the teacher too, where the method has one
 
 
@@ -268,8 +316,8 @@ class Params:
             return typing.cast(Run, found)
         lookup(self.benchmarks, benchmark, "benchmark")
         lookup(self.methods, method, "method")
-        if seed < 0:
-            raise UserError(f"seed: found {seed}, expected 0 or more")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed: found {shown(seed)}, expected 0 to {LARGEST_SEED}")
         run = Run(self, benchmark, method, seed)
         if run.init == "imagenet" and run.benchmark.model.weights == "none":
             raise UserError(
@@ -457,17 +505,11 @@ def load(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml12.read(path)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; run this at the top of a udaseg checkout or pass --params FILE"
         ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected a parameter file like params.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse(raw)
 
 
@@ -476,7 +518,7 @@ def parse(raw: Any) -> Params:
     if not isinstance(raw, dict):
         raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-2])}")
     top = {key: raw[key] for key in raw if key != "methods"}
-    hints = typing.get_type_hints(Params)
+    hints = hints_of(Params)
     known = [name for name in hints if name not in ("raw", "known")]
     reject_unknown(raw, known, "params.yaml")
     for name in known:
@@ -484,7 +526,7 @@ def parse(raw: Any) -> Params:
             raise UserError(f"params.yaml: key `{name}` is missing; expected {', '.join(known)}")
     values = {name: convert(hints[name], top[name], name) for name in known if name != "methods"}
     if not isinstance(raw["methods"], dict):
-        raise UserError(f"params.yaml: methods: found {raw['methods']!r}, expected a block for each method")
+        raise UserError(f"params.yaml: methods: found {shown(raw['methods'])}, expected a block for each method")
     values["methods"] = {name: method_block(name, block) for name, block in raw["methods"].items()}
     params = Params(**values, raw=raw)
     check_names(params)
@@ -493,10 +535,7 @@ def parse(raw: Any) -> Params:
 
 def method_block(name: str, block: Any) -> Recipe:
     kind, where = str(name).split("-")[0], f"params.yaml: methods.{name}"
-    if not NAME.fullmatch(str(name)):
-        raise UserError(
-            f"params.yaml: methods: {name!r} is no method name; use small letters, digits, _ and - as in sepico-off"
-        )
+    check_name(name, "method")
     lookup(papers(), kind, "method", f"methods.{name}")
     given = block if isinstance(block, dict) else {}
     named = given["terms"] if isinstance(given.get("terms"), list) else []
@@ -518,14 +557,46 @@ def method_block(name: str, block: Any) -> Recipe:
 
 
 def check_train(train: Train, where: str) -> None:
-    numbers = (train.steps, train.batch, train.accumulate, train.save_every, train.log_every, train.schedule.rounds)
-    if min(numbers) < 1 or train.batch % train.accumulate:
+    if train.batch % train.accumulate:
         raise UserError(
-            f"params.yaml: {where}: steps, batch, accumulate, save_every, log_every, schedule.rounds must be at least 1 "
-            f"and batch a multiple of accumulate"
+            f"params.yaml: {where}: found batch {train.batch} and accumulate {train.accumulate}, expected batch to be a "
+            f"multiple of accumulate"
         )
-    if train.validate_every < 0:
-        raise UserError(f"params.yaml: {where}.validate_every: found {train.validate_every}, expected 0 or more")
+    if train.border.top + train.border.bottom >= 1:
+        raise UserError(
+            f"params.yaml: {where}.border: found top {train.border.top} and bottom {train.border.bottom}, which leave no row; "
+            f"expected less than 1 together"
+        )
+
+
+def check_name(name: Any, what: str) -> None:
+    """Raises UserError unless `name`, of a `what` of params.yaml, can stand in paths, targets and stage names."""
+    if not NAME.fullmatch(str(name)):
+        raise UserError(
+            f"params.yaml: {what.replace(' ', '')}s: {shown(name)} is no {what} name; use small letters, digits, _ and - as in my_town"
+        )
+
+
+def check_classes(names: tuple[str, ...], where: str) -> None:
+    """Raises UserError for a class name that is no word, or that leads somewhere as a path."""
+    for name in names:
+        if not name.strip() or not name.isprintable() or name.startswith("/") or ".." in re.split(r"[/\\]", name):
+            raise UserError(
+                f"params.yaml: {where}.classes: found {shown(name)}, expected plain words as in traffic light"
+            )
+
+
+def check_stages(run: RunBlock) -> None:
+    """Raises UserError where two runs would be one stage of DVC, which joins benchmark, method and seed with `-`."""
+    named: dict[str, tuple[str, str]] = {}
+    for benchmark in run.benchmarks:
+        for method in run.methods:
+            other = named.setdefault(f"{benchmark}-{method}", (benchmark, method))
+            if other != (benchmark, method):
+                raise UserError(
+                    f"params.yaml: run: {other[1]} on {other[0]} and {method} on {benchmark} would both be the stage "
+                    f"train@{benchmark}-{method}-{run.seeds[0]} of dvc.yaml; rename one of the benchmarks"
+                )
 
 
 def check_names(params: Params) -> None:
@@ -543,21 +614,31 @@ def check_names(params: Params) -> None:
             raise UserError(
                 f"params.yaml: run.{group}: found {list(values)}, expected at least one entry and none twice"
             )
+    check_stages(params.run)
+    for name, dataset in params.datasets.items():
+        check_name(name, "data set")
+        if isinstance(dataset.classes, tuple):
+            check_classes(dataset.classes, f"datasets.{name}")
     for name, benchmark in params.benchmarks.items():
         where = f"benchmarks.{name}"
-        if not NAME.fullmatch(str(name)) or name in RESERVED:
+        check_name(name, "benchmark")
+        prepared = re.fullmatch(r"(.+)-[0-9]+x[0-9]+", name)  # `udaseg prepare <data set> --size ...` writes there
+        if name in RESERVED or (prepared and prepared[1] in params.datasets):
             raise UserError(
-                f"params.yaml: benchmarks: {name!r} is no benchmark name; use small letters, digits, _ and - as in my_town, and none "
-                f"of {', '.join(RESERVED)}, whose folders below data/ and results/ hold something else"
+                f"params.yaml: benchmarks: {name!r} is no benchmark name: the folder of that name below data/ or results/ holds "
+                f"something else (so for {', '.join(RESERVED)} and <data set>-<size>); choose another"
             )
-        commas = [label for label in class_space(benchmark.classes, where).names if "," in label]
+        names = class_space(benchmark.classes, where).names
+        check_classes(names, where)
+        commas = [label for label in names if "," in label]
         if commas:  # in the header of a model file a comma parts the names
             raise UserError(f"params.yaml: {where}.classes: found {commas[0]!r}, expected names without a comma")
         for use in uses(benchmark):
             lookup(params.datasets, use.dataset, "data set", f"{where}.{use.role}")
-            if not use.split:
+            if not use.split.isprintable() or not re.fullmatch(r"[^./\\\s][^/\\]*", use.split):
                 raise UserError(
-                    f"params.yaml: {where}.{use.role}: found {use.dataset!r}, expected dataset/split as in camvid/test"
+                    f"params.yaml: {where}.{use.role}: found {shown(use.dataset + (use.split and f'/{use.split}'))}, expected "
+                    f"dataset/split as in camvid/test"
                 )
         for method in benchmark.init:
             if method != "default":
@@ -576,35 +657,27 @@ def check_names(params: Params) -> None:
                 f"params.yaml: {where}.test: found stride {stride} beyond window {window}, which leaves gaps; "
                 f"expected a stride of at most the window"
             )
-        if not benchmark.test.scales or min(benchmark.test.scales) <= 0:
+        if not benchmark.test.scales:
             raise UserError(
-                f"params.yaml: {where}.test.scales: found {list(benchmark.test.scales)}, expected factors above 0; "
-                f"[1.0] is the image as it is"
+                f"params.yaml: {where}.test.scales: found none, expected factors above 0; [1.0] is the image as it is"
             )
         check_train(benchmark.train, f"{where}.train")
-        for method, recipe in params.methods.items():
-            if recipe.native:
-                own = own_keys(recipe.native)
-                block = params.raw["benchmarks"][name]["train"] | without(recipe.native, *own)
-                known = [key for key in keys_of(type(recipe)) if key not in ("native", "terms", "init")]
-                reject_unknown(own, [*keys_of(Train), *known], f"params.yaml: methods.{method}.native")
-                method_block(method, params.raw["methods"][method] | own)
-                check_train(build(Train, block, f"methods.{method}.native"), f"methods.{method}.native")
+    for name, recipe in params.methods.items():
+        where, own = f"methods.{name}.native", own_keys(recipe.native)
+        known = [key for key in keys_of(type(recipe)) if key not in ("native", "terms", "init")]
+        reject_unknown(own, [*keys_of(Train), *known], f"params.yaml: {where}")
+        if own:
+            method_block(name, params.raw["methods"][name] | own)
+        if changes := without(recipe.native, *own):
+            for each in params.raw["benchmarks"].values():
+                block = each["train"] | changes
+                check_train(build(Train, block, where), where)
     if params.methods["source_only"].init == "source_only":
         raise UserError(
             "params.yaml: methods.source_only.init: source_only cannot start from itself; say imagenet or none"
         )
-    if min(params.run.seeds) < 0:
-        raise UserError(f"params.yaml: run.seeds: found {list(params.run.seeds)}, expected 0 or more")
-    if min(params.run.threads, 1 + params.run.workers, 1 + params.run.gpus_per_run) < 1:
-        raise UserError("params.yaml: run: threads must be at least 1, workers and gpus_per_run at least 0")
-    check_analysis(params.analysis)
-
-
-def check_analysis(p: Analysis) -> None:
-    counts = (p.images, p.neighbours, p.tsne.per_class, p.tsne.iterations, p.least - 1, p.seed + 1)
-    if min(counts) < 1 or p.per_class < p.least or p.tsne.perplexity <= 0:
+    p = params.analysis
+    if p.per_class < p.least:
         raise UserError(
-            "params.yaml: analysis: images, neighbours, tsne.per_class and tsne.iterations must be at least 1, least at "
-            "least 2, per_class at least `least`, seed at least 0 and tsne.perplexity above 0"
+            f"params.yaml: analysis: found per_class {p.per_class} and least {p.least}, expected per_class at least `least`"
         )

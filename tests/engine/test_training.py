@@ -12,14 +12,16 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tiny_project import Project
+from tiny_project import ROOT, Project
 from udaseg import params
 from udaseg.artifacts import file_hash
-from udaseg.engine import checkpoint, provenance, runtime, training
+from udaseg.checking import LARGEST_SEED
+from udaseg.engine import checkpoint, provenance, runtime, trainer, training
 from udaseg.errors import Interrupted, UserError
 from udaseg.models import load_model_file
 from udaseg.workflow import plan
@@ -251,3 +253,93 @@ def test_ranks_and_accumulation_share_out_the_same_pairs() -> None:
     for step in (0, 1):
         shared = [n for micro in (0, 1) for r in (0, 1) for n in parts[r][2 * step + micro]]
         assert shared == whole[step]
+
+
+@pytest.mark.parametrize(
+    ("refused", "crop", "train_block", "model"),
+    [
+        (True, "32x32", {"batch": 1}, {}),
+        (True, "32x32", {"batch": 2, "accumulate": 2}, {}),
+        (False, "32x32", {"batch": 2}, {}),
+        (False, "33x32", {"batch": 1}, {}),
+        (False, "32x32", {"batch": 1}, {"batch_norm": "eval"}),  # the head sees the finest map
+        (False, "32x32", {"batch": 1}, {"backbone": "pvt_v2_b0"}),  # no batch normalisation in it
+        (False, "32x32", {"batch": 1}, {"backbone_args": {"output_stride": 8}, "head": "deeplabv2", "dilations": [6]}),
+    ],
+)
+def test_one_value_of_a_channel_is_refused_before_training_and_nothing_else(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: bool,
+    crop: str,
+    train_block: dict[str, int],
+    model: dict[str, Any],
+) -> None:
+    """What is refused fails in torch, and what is not is trained."""
+    from_scratch(project, 2)
+    for key, value in {"crop": crop, **train_block}.items():
+        project.set(f"benchmarks/streets/train/{key}", value)
+    for key, value in model.items():
+        project.set(f"benchmarks/streets/model/{key}", value)
+    if refused:
+        with pytest.raises(UserError, match="one value of a channel; expected two: raise"):
+            train(project)
+        monkeypatch.setattr(training, "check_crop", lambda *_: None)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            train(project)
+    else:
+        assert (train(project) / "model.safetensors").is_file()
+
+
+def test_a_term_with_batch_normalisation_of_its_own_is_looked_at(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_scratch(project, 2)
+    shipped = params.load(ROOT / "params.yaml").raw["methods"]["sepico"]
+    project.set("methods/sepico", shipped)
+    for key, value in {"crop": "32x32", "batch": 1}.items():
+        project.set(f"benchmarks/streets/train/{key}", value)
+    for key, value in {"batch_norm": "eval", "head": "deeplabv2", "dilations": [1]}.items():
+        project.set(f"benchmarks/streets/model/{key}", value)
+    with pytest.raises(UserError, match="one value of a channel"):
+        train(project, "sepico")
+    monkeypatch.setattr(training, "check_crop", lambda *_: None)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        train(project, "sepico")
+
+
+def test_a_look_at_the_crop_leaves_no_trace(
+    make_project: Callable[[str], Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("looked", "not-looked"):
+        project = make_project(name)
+        from_scratch(project, 2)
+        project.set("benchmarks/streets/train/batch", 1)
+        found.append(content(train(project)))
+        monkeypatch.setattr(training, "check_crop", lambda *_: None)
+    assert found[0] == found[1]
+
+
+def test_a_crop_that_the_network_cannot_take_is_one_line(project: Project) -> None:
+    from_scratch(project, 2)
+    project.set("benchmarks/streets/train/crop", "2x2")
+    project.set("benchmarks/streets/model/backbone", "convnext_atto")  # patches of 4 pixels, without padding
+    with pytest.raises(
+        UserError, match=r"found train\.crop 2x2, which convnext_atto cannot take \(.*\); raise it to 32"
+    ) as caught:
+        train(project, "source_only")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_seed_that_is_a_date_trains(project: Project) -> None:
+    """Case 10; the seeds of torch's generators stay what they were where these fitted."""
+    from_scratch(project, 2)
+    run = params.load(project.folder / "params.yaml").resolve("streets", "self_training", 20261128155321)
+    training.train(run, run.folder)
+    assert (run.folder / "model.safetensors").is_file()
+    assert trainer.step_seed(7, 40_000, 3) == (7 * 1_000_003 + 40_000) * 1009 + 3
+    seeds = [trainer.step_seed(seed, step, 0) for seed in (LARGEST_SEED, LARGEST_SEED - 1) for step in range(3)]
+    assert len({*seeds}) == 6 and min(seeds) >= 0 and max(seeds) <= LARGEST_SEED
+    with pytest.raises(UserError, match=f"expected 0 to {LARGEST_SEED}"):
+        run.params.resolve("streets", "self_training", LARGEST_SEED + 1)

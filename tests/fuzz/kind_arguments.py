@@ -79,6 +79,7 @@ NAMES = [
     "--version",
     "x" * 5000,
 ]
+COUNTED = ("jobs", "show", "seed", "steps", "count", "shrink")
 LONG = ("train", "pretrain", "bench", "export", "resign")  # they do what other kinds do, or nothing for hours
 
 
@@ -113,7 +114,7 @@ def one(rng: Random, action: argparse.Action, wildness: float) -> str:
     right = rng.choice(list(action.choices)) if action.choices else RIGHT.get(action.dest, "x")
     if rng.random() > wildness:
         return str(right)
-    if action.type is int:
+    if action.dest in COUNTED:
         return rng.choice(NUMBERS)
     if action.dest == "size":
         return rng.choice(SIZES)

@@ -22,7 +22,7 @@ from udaseg.data.prepared import find_prepared
 from udaseg.engine import provenance, runtime
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.trainer import Loop, build
-from udaseg.errors import UserError
+from udaseg.engine.training import check_crop
 from udaseg.models import Segmenter
 from udaseg.models.heads import DeepLabV2Head, FusionHead
 from udaseg.params import Run, Use, parse, uses
@@ -35,13 +35,12 @@ def bench(run: Run, steps: int) -> str:
     """Measure `steps` steps of each part; returns JSON. Starts from random weights and writes nothing.
 
     Raises:
-        UserError: fewer than one step; data not prepared.
+        UserError: data not prepared, a crop that the network cannot take.
     """
-    if steps < 1:
-        raise UserError(f"--steps: found {steps}, expected at least 1")
     device = runtime.setup(run.params.run)
     bench_run = without_start(run, steps + WARMUP)
     method = build(bench_run, device)
+    check_crop(bench_run, method, device)
     optimizer = build_optimizer(method, bench_run.train.optimizer, device)
     with tempfile.TemporaryDirectory() as restart:
         loop = Loop(bench_run, method, optimizer, device, Path(restart), {})

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
+from udaseg import yaml12
 from udaseg.artifacts import read_json, write_json, write_text, writing
 from udaseg.comparison import published, tables
 from udaseg.errors import UserError
@@ -78,7 +77,7 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
 def superseded(benchmark: str) -> dict[str, str]:
     """Method -> correction that its committed results were made before: results/reference/superseded.yaml."""
     path = REFERENCES / "superseded.yaml"
-    rows = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(benchmark, {}) if path.exists() else {}
+    rows = (yaml12.read(path) or {}).get(benchmark, {}) if path.exists() else {}
     return {method: correction for correction, methods in rows.items() for method in methods}
 
 

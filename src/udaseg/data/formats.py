@@ -61,7 +61,10 @@ ENCODINGS: dict[str, Encoding] = {
 
 def is_there(dataset: Dataset) -> bool:
     """Whether delivered files lie on this machine; prepared data stay as they are where these are gone."""
-    root = Path(dataset.root or "")
+    try:
+        root = dataset.folder
+    except UserError:  # a variable that is not set: whoever needs the files says so
+        return False
     if dataset.format == "camvid":
         return camvid.is_there(root)
     return dataset.format == "streets" or (bool(dataset.root) and root.is_dir() and any(root.iterdir()))
@@ -81,7 +84,7 @@ def find_delivered(name: str, dataset: Dataset, *, trusting: bool = False) -> Fo
         return streets(where, dataset)
     if not dataset.root:
         raise UserError(f"params.yaml: {where}.root is missing; name the folder that holds the data set")
-    root = Path(dataset.root)
+    root = dataset.folder
     if dataset.format == "camvid":
         found = camvid.find_camvid(root, trusting=trusting)
     elif dataset.format == "folder":
@@ -227,7 +230,7 @@ def touched_archives(dataset: Dataset) -> list[list[int]]:
     """Listings of archives that were unpacked here, and changed since."""
     if dataset.format not in LICENSED:
         return []
-    packed = archives.find_archives(Path(dataset.root or ""), DELIVERIES[dataset.format].archives)
+    packed = archives.find_archives(dataset.folder, DELIVERIES[dataset.format].archives)
     return [stat_of(archive) for archive in packed if archives.is_known(archive) and archives.is_touched(archive)]
 
 

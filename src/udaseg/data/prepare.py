@@ -157,7 +157,7 @@ def _chosen(name: str, dataset: Dataset, found: Found, splits: Sequence[str] | N
         if split not in found.splits:
             known = formats.EXPECTED.get(dataset.format, {})
             if dataset.format in LICENSED and split in known:
-                raise UserError(formats.absent(dataset.format, Path(dataset.root or ""), f"no {split} images", split))
+                raise UserError(formats.absent(dataset.format, dataset.folder, f"no {split} images", split))
             raise UserError(f"{name}: found the splits {', '.join(found.splits)}, expected {split!r} among them")
     return sorted(set(splits) if splits is not None else found.splits)
 

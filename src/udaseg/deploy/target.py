@@ -6,6 +6,7 @@ params.yaml is edited as text, because it is written for people: what stood ther
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import os
@@ -14,11 +15,9 @@ import shlex
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
-
-from udaseg import params
+from udaseg import params, yaml12
 from udaseg.artifacts import write_text
 from udaseg.checking import lookup
 from udaseg.data import folder as folders
@@ -92,6 +91,10 @@ def sizes_of(folder: Path, name: str) -> Counter[tuple[int, int]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: found no such folder; name the folder that holds your photographs")
+    if str(folder).startswith("~") or re.search(r"\$\{?\w", str(folder)):
+        raise UserError(
+            f"{folder}: found ~ or $ in the path, which stand for a home folder and a variable in params.yaml; rename the folder"
+        )
     found = folders.find_in_folder(f"datasets.{name}", Dataset("folder", str(folder)), folder)
     sizes: Counter[tuple[int, int]] = Counter()
     problems = []
@@ -131,13 +134,19 @@ def target_size(sizes: Counter[tuple[int, int]], like: Benchmark, folder: Path) 
 
 
 def with_dataset(text: str, name: str, dataset: dict[str, Any]) -> str:
-    line = yaml.safe_dump(dataset, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
-    return appended(text, "datasets", [f"{name}: {line}"])
+    line = ", ".join(f"{key}: {written(value)}" for key, value in dataset.items())
+    return appended(text, "datasets", [f"{name}: {{{line}}}"])
+
+
+def written(value: str) -> str:
+    """A text as YAML: in quotes where it would be taken for something else."""
+    plain = re.fullmatch(r"[\w./][\w./ -]*", value) and value == value.strip()
+    return value if plain and yaml12.parse(value, "") == value else json.dumps(value, ensure_ascii=False)
 
 
 def with_benchmark(text: str, name: str, like: str, changes: dict[str, Any]) -> str:
     """`text` with a benchmark that merges the block `like`, which gets an anchor if it has none."""
-    blocks = {key.value: value for key, value in compose(text).value}
+    blocks = {key.value: value for key, value in yaml12.compose(text).value}
     key = next(key for key, _ in blocks["benchmarks"].value if key.value == like)
     colon = text.index(":", key.end_mark.index) + 1
     if given := re.compile(r" *[&*]([^\s,{}\[\]]+)").match(text, colon):
@@ -160,7 +169,7 @@ def with_benchmark(text: str, name: str, like: str, changes: dict[str, Any]) -> 
 
 def appended(text: str, block: str, lines: list[str]) -> str:
     """`text` with `lines` at the end of a top-level block; comments and blank lines before the next block stay its own."""
-    root = compose(text)
+    root = yaml12.compose(text)
     names = [key.value for key, _ in root.value]
     value = root.value[names.index(block)][1]
     if root.flow_style or value.flow_style:
@@ -173,11 +182,6 @@ def appended(text: str, block: str, lines: list[str]) -> str:
     return text[: last.end()] + new + (text[last.end() :] or "\n")
 
 
-def compose(text: str) -> yaml.MappingNode:
-    """Keys and values with their places in the text."""
-    return cast(yaml.MappingNode, yaml.compose(text))
-
-
 def check_new(
     old: dict[str, Any], text: str, name: str, like: str, dataset: dict[str, Any], changes: dict[str, Any]
 ) -> None:
@@ -186,8 +190,8 @@ def check_new(
     expected["datasets"][name] = dataset
     expected["benchmarks"][name] = expected["benchmarks"][like] | changes
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = yaml12.parse(text, "params.yaml")
+    except UserError:
         found = None
     if found != expected:
         raise UserError(LAYOUT)

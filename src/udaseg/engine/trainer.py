@@ -244,8 +244,8 @@ def loaded(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for torch's global generators, different for every step and rank."""
-    return (seed * 1_000_003 + step) * 1009 + rank
+    """A seed for torch's global generators, which take 64 bits: different for every step and rank."""
+    return ((seed * 1_000_003 + step) * 1009 + rank) % 2**64
 
 
 def ignore_interrupts(worker: int) -> None:

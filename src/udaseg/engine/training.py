@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg import ranks
 from udaseg.artifacts import MODEL, read_json, run_lock, write_json, writing
@@ -18,7 +20,9 @@ from udaseg.engine.history import write_history
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.provenance import HISTORY, RECORD, fingerprint_of, is_done
 from udaseg.engine.trainer import Loop, build
+from udaseg.errors import UserError
 from udaseg.methods.base import Method
+from udaseg.methods.step.augment import BLUR_REACH
 from udaseg.models import trained
 from udaseg.params import Run
 from udaseg.progress import duration
@@ -71,6 +75,7 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
                 adopt(finished, folder, run.method_name)
             return
     method = build(run, device)
+    check_crop(run, method, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
     loop = Loop(run, method, optimizer, device, restart, fingerprint)
     loop.watch = watcher(run, folder, loop, validate)
@@ -84,6 +89,59 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
         keep(folder)
         log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
         shutil.rmtree(restart, ignore_errors=True)
+
+
+def check_crop(run: Run, method: Method, device: torch.device) -> None:
+    """Whether a step can be made of the crop: batch normalisation needs two values of a channel, blur a border to reflect.
+
+    One image is sent through the student where that is in doubt: a micro-batch of one, or a crop below the deepest stride.
+
+    Raises:
+        UserError: it cannot.
+    """
+    p, student = run.train, method.student
+    where = f"params.yaml: {run.method_name} on {run.benchmark_name}"
+    blur = getattr(run.method, "blur", None)
+    if blur and blur.p and (reach := math.ceil(BLUR_REACH * blur.sigma[1])) >= min(p.crop.width, p.crop.height):
+        raise UserError(
+            f"{where}: found train.crop {p.crop}, expected more than the {reach} pixels that blur.sigma {blur.sigma[1]} "
+            f"reaches; raise train.crop or lower blur.sigma"
+        )
+    share = p.batch // p.accumulate // ranks.world()
+    alone = share == 1 and ranks.world() == 1  # over several processes statistics are those of all
+    small = min(p.crop.width, p.crop.height) < max(student.stage_strides)
+    if not (alone or small) or share < 1:
+        return
+    buffers = {name: value.clone() for name, value in student.named_buffers()}
+    try:
+        with torch.no_grad():
+            stages = student(torch.zeros(share, 3, p.crop.height, p.crop.width, device=device)).stages
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if alone and isinstance(error, ValueError):  # torch's batch normalisation
+            stages = None
+        elif small:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{where}: found train.crop {p.crop}, which {run.benchmark.model.backbone} cannot take ({reason}); raise it to "
+                f"{max(student.stage_strides)} pixels a side at least"
+            ) from None
+        else:
+            raise
+    finally:
+        with torch.no_grad():
+            for name, value in student.named_buffers():
+                value.copy_(buffers[name])
+    if stages is not None:  # a term's own head looks at the stage that its class is told from
+        seen = stages[-1] if student.decoder_channels is None else stages[0]
+        heads = any(isinstance(module, _BatchNorm) for module in getattr(method, "terms", torch.nn.Module()).modules())
+        if not (alone and heads and seen[:, 0].numel() == 1):
+            return
+    raise UserError(
+        f"{where}: found one image at a time (train.batch {p.batch} / accumulate {p.accumulate}) with train.crop {p.crop}, which "
+        f"leaves batch normalisation one value of a channel; expected two: raise train.batch or train.crop, or lower accumulate"
+    )
 
 
 def adopt(finished: Path, folder: Path, method: str) -> None:

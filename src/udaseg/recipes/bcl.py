@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from udaseg.checking import Count, Factors, Positive, Ratio, Share, Temperature, Weight
 from udaseg.recipes import Paper, Start, Variant
 
 
@@ -13,25 +14,25 @@ class Bcl:
     variant: Variant
     terms: tuple[str, ...]
     init: Start
-    rounds: int
-    portion: float  # share of pixels that a round labels, for each class and image
-    target: float  # weight of the target's cross-entropy and entropy
-    entropy: float
-    forward: float
-    backward: float
-    temperature: float
+    rounds: Count
+    portion: Share  # share of pixels that a round labels, for each class and image
+    target: Weight  # of the target's cross-entropy and entropy
+    entropy: Weight
+    forward: Weight
+    backward: Weight
+    temperature: Positive
     labels: Literal["static", "dynamic", "hybrid"]
-    confidence: float  # of dynamic labels
+    confidence: Share  # of dynamic labels
     hybrid_in: Literal["prototypes", "prototypes+anchors"]
     prototypes: Literal["pair", "batch"]
     normalise: bool
     calibration: Literal["none", "static", "hybrid"]  # by which target labels the bias is measured
-    momentum: float  # of the calibration
+    momentum: Share  # of the calibration
     feature: Literal["auto", "branches", "stage", "decoder"]
     split_stem: bool
-    scale: tuple[float, float] | None
-    crop_max_ratio: float
-    rare_class_temperature: float | None
+    scale: Factors | None
+    crop_max_ratio: Ratio
+    rare_class_temperature: Temperature | None
     native: dict[str, Any] = field(default_factory=dict)
     contrast: ClassVar[tuple[str, ...]] = (
         *("forward", "backward", "temperature", "labels", "confidence", "hybrid_in", "prototypes", "normalise"),

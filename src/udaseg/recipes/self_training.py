@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from udaseg.checking import Ascending, Hue, Positive, Ratio, Share, Temperature, Weight
 from udaseg.recipes import Paper, Start, Variant, papers, terms
 
 
 @dataclass(frozen=True)
 class Jitter:
-    p: float
-    strength: float
+    p: Share
+    strength: Hue
     definition: Literal["kornia", "torchvision"] = "torchvision"  # what brightness, contrast and saturation mean
 
 
 @dataclass(frozen=True)
 class Blur:
-    p: float
-    sigma: tuple[float, float]
+    p: Share
+    sigma: Annotated[tuple[Positive, Positive], Ascending()]
 
 
 @dataclass(frozen=True)
 class DayReference:
     """Pseudo-labels of night images from the day image of the same place (SePiCo's Dark Zurich recipe)."""
 
-    confident: float
-    weight: float
-    balance: float  # class weights 1 + balance * rarity, in the losses and the pseudo-labels
-    test_balance: float  # the same on test probabilities, scored beside the headline
-    frequency: tuple[float, ...]  # of the classes, which says how rare they are
+    confident: Share
+    weight: Share
+    balance: Weight  # class weights 1 + balance * rarity, in the losses and the pseudo-labels
+    test_balance: Weight  # the same on test probabilities, scored beside the headline
+    frequency: tuple[Ratio, ...]  # of the classes, which says how rare they are
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class SelfTraining:
     variant: Variant
     terms: tuple[str, ...]
     init: Start
-    teacher_horizon: float
-    threshold: float
+    teacher_horizon: Weight  # as a fraction of the run
+    threshold: Share
     source_view: Literal["weak", "strong"]
-    crop_max_ratio: float
-    rare_class_temperature: float | None
-    feature_distance: float
-    feature_distance_ratio: float
+    crop_max_ratio: Ratio
+    rare_class_temperature: Temperature | None
+    feature_distance: Weight
+    feature_distance_ratio: Share
     jitter: Jitter
     blur: Blur
     native: dict[str, Any]

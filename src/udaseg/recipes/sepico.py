@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from udaseg.checking import Count, Positive, Range, Share, Weight
 from udaseg.recipes import Paper
 
 
@@ -12,31 +13,31 @@ from udaseg.recipes import Paper
 class Statistics:
     """SePiCo's running moments of the source classes."""
 
-    start: float  # fraction of the run
-    momentum: float | None  # None: cumulative over the run, as released
+    start: Share  # fraction of the run
+    momentum: Share | None  # None: cumulative over the run, as released
 
 
 @dataclass(frozen=True)
 class Bank:
     """SePiCo's centroids of the last batches of each class."""
 
-    length: int  # at most
-    span: float  # in steps, as a fraction of the run
+    length: Count  # at most
+    span: Share  # in steps, as a fraction of the run
     zero: bool  # begin with one zero vector for each class, as released
 
 
 @dataclass(frozen=True)
 class Sepico:
     prototype: Literal["proto", "bank", "dist"]
-    temperature: float
-    weight: float
-    regulariser: float
+    temperature: Positive
+    weight: Weight
+    regulariser: Weight
     regulariser_sign: Literal["official", "uniform"]
-    start: float  # fraction of the run
+    start: Share  # fraction of the run
     statistics: Statistics
     bank: Bank
-    cell_ratio: float
-    width: float  # of the embedding, times the model's `width`
+    cell_ratio: Share
+    width: Annotated[float, Range(above=0, most=64)]  # of the embedding, times the model's `width`
     domains: tuple[Literal["source", "target"], ...]
 
 

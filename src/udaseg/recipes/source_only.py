@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from udaseg.checking import Ratio
 from udaseg.recipes import Paper, Start, Variant
 
 
@@ -16,7 +17,7 @@ class Supervised:
     terms: tuple[str, ...]
     init: Start
     photometric: bool
-    crop_max_ratio: float
+    crop_max_ratio: Ratio
     native: dict[str, Any]
     contrast: ClassVar[tuple[str, ...]] = ()
     contrasts: ClassVar[bool] = False

@@ -28,15 +28,17 @@ ANALYSED = ("analysis.json", "tsne.npz")
 SELECTED = ("metrics.json", "analysis.json", "iou.json", "confusion.csv", "history.csv")
 
 
-def load(config: dict[str, Any]) -> Params:
-    """params.yaml, checked; `config` is what Snakemake read.
+def load(config: dict[str, Any] | None = None) -> Params:
+    """params.yaml, checked, for the workflow; `config` is what Snakemake was given by `--config` and `--configfile`.
+
+    Snakemake does not read params.yaml itself: its reader takes YAML for version 1.1.
 
     Raises:
-        UserError: params.yaml is wrong; `--config` changes a value, which the steps themselves would not see; `select`
-            names a run that is not part of `run`; a benchmark of `run` cannot be scored.
+        UserError: params.yaml is wrong; there is a `config`, which the steps themselves would not see; `select` names a run
+            that is not part of `run`; a benchmark of `run` cannot be scored.
     """
     p = params.load()
-    if config != p.raw:
+    if config:
         raise UserError("--config and --configfile are not used here: params.yaml is the only configuration; edit it")
     for key in ("benchmark", "method"):
         name, known = getattr(p.select, key), getattr(p.run, f"{key}s")

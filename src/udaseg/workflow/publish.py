@@ -13,11 +13,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import yaml
-
-from udaseg import params
+from udaseg import params, yaml12
 from udaseg.artifacts import read_json, write_text
 from udaseg.checking import lookup
 from udaseg.comparison import compare
@@ -136,7 +133,7 @@ def publish(run: Run, scratch: Path) -> None:
 
 def with_method(text: str, method: str) -> str:
     """params.yaml with another select.method, every other character as it was."""
-    root = cast(yaml.MappingNode, yaml.compose(text))
+    root = yaml12.compose(text)
     select = next(value for key, value in root.value if key.value == "select")
     value = next(value for key, value in select.value if key.value == "method")
     return text[: value.start_mark.index] + method + text[value.end_mark.index :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def find_runs(p: Params, name: str) -> list[Run]:
     if len(parts) < 3:
         return [p.resolve(parts[0], method, seed) for method in methods for seed in p.run.seeds]
     seed = parts[2].removeprefix("seed")
-    if not seed.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,20}", seed):
         raise UserError(f"{name}: found seed {parts[2]!r}, expected a number, as in streets/pipa/0")
     return [p.resolve(parts[0], methods[0], int(seed))]
 
