@@ -298,3 +298,11 @@ def test_camvid_checks_the_sums_of_a_mirror(tmp_path: Path, monkeypatch: pytest.
     files[0].unlink()
     with pytest.raises(UserError, match=r"not found, but listed"):
         find("camvid", tmp_path)
+
+
+def test_a_variable_that_is_not_set_hinders_only_those_who_need_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    dataset = Dataset("gta5", "$NO_SUCH/gta5")
+    assert not formats.is_there(dataset)
+    with pytest.raises(UserError, match="the environment variable NO_SUCH is not set"):
+        formats.find_delivered("gta5", dataset)
