@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
             (r"unrecognized arguments: (.*)", r"found \1, which has no place here"),
         ):
             message = re.sub(f"^{theirs}", ours, message)
-        self.exit(EXIT_USER_ERROR, f"{self.prog}: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+        text = printable(" ".join(message.split()))
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {text} (see `{self.prog} --help`)\n")
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -87,13 +88,12 @@ def one_of(*known: str) -> Callable[[str], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser()
-    args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
             stream, io.TextIOWrapper
         ):  # a terminal that lacks a letter, or a name that is no text, stops nothing
             stream.reconfigure(errors="backslashreplace")
+    args = make_parser().parse_args(argv)
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Printable("%(message)s"))

@@ -215,7 +215,7 @@ class Optimizer:
     weight_decay: Weight
     momentum: Annotated[float, Range(least=0, below=1)]
     no_decay: bool  # normalisation and position parameters of the encoder without weight decay
-    layer_decay: float = 1.0  # rate of each layer of a plain ViT as a share of that above it
+    layer_decay: Ratio = 1.0  # rate of each layer of a plain ViT as a share of that above it
 
 
 @dataclass(frozen=True)
