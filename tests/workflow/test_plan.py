@@ -127,15 +127,34 @@ def test_an_unknown_method_is_answered_in_one_line(finished: Repository) -> None
 
 
 def test_parameters_come_from_the_file_alone(finished: Repository) -> None:
-    text = finished.snakemake("-n", "--config", "run={threads: 9}", expect=1)
-    assert "only configuration" in text
+    for words in (["--config", "run={threads: 9}"], ["--configfile", "params.yaml"]):
+        text = finished.snakemake("-n", *words, expect=1)
+        assert "only configuration" in text
+
+
+def test_wrong_parameters_are_one_line_of_snakemake_too(finished: Repository) -> None:
+    """Numbers as DVC reads them, and what Snakemake's own reader would pass over or fail at."""
+    path = finished.folder / "params.yaml"
+    good = path.read_text()
+    assert "threads: 1\n" in good
+    for text, words in {
+        f"{good}\nrun: {{}}\n": "found the key `run` twice, first in line",
+        good.replace("threads: 1\n", "threads: 1:30\n"): "run.threads: found '1:30', expected an integer",
+        good.replace("threads: 1\n", "threads: 0\n"): "run.threads: found 0, expected an integer from 1 to 1024",
+        good.replace("threads: 1\n", "threads: !!int 1\n"): "found the tag",
+    }.items():
+        path.write_text(text)
+        said = finished.snakemake("-n", expect=1)
+        assert words in said and "Traceback" not in said, said
+    path.write_text(good.replace("threads: 1\n", "threads: 0o1\n"))
+    assert "Nothing to be done" in finished.snakemake("-n")
 
 
 def test_only_what_is_made_can_be_selected(finished: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     finished.set("select/method", "oracle")
     monkeypatch.chdir(finished.folder)
     with pytest.raises(UserError, match=r"select\.method: found oracle"):
-        plan.load(finished.params)
+        plan.load()
 
 
 def test_i_18_a_training_takes_fewer_gpus_where_fewer_are_lent(fresh: Repository) -> None:
