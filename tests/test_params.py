@@ -121,8 +121,8 @@ def test_wrong_values_are_named(path: str, value: Any, words: list[str]) -> None
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("run/threads", 10**18, "an integer from 1 to 1024"),
-        ("run/threads", 0, "an integer from 1 to 1024"),
+        ("run/threads", 10**18, "an integer from 1 to 4096"),
+        ("run/threads", 0, "an integer from 1 to 4096"),
         ("run/workers", -1, "an integer from 0 to 1024"),
         ("run/gpus_per_run", -1, "an integer from 0 to 1024"),
         ("run/seeds", [-1], "an integer from 0 to 18446744073709551615"),

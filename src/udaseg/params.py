@@ -91,7 +91,7 @@ class RunBlock:
     methods: tuple[str, ...]
     seeds: tuple[Seed, ...]
     protocol: Literal["matched", "native"]
-    threads: Annotated[int, Range(least=1, most=1024)]
+    threads: Annotated[int, Range(least=1, most=4096)]
     workers: Processes
     gpus_per_run: Processes
     device: Literal["auto", "cpu", "cuda"]

@@ -140,7 +140,7 @@ def test_wrong_parameters_are_one_line_of_snakemake_too(finished: Repository) ->
     for text, words in {
         f"{good}\nrun: {{}}\n": "found the key `run` twice, first in line",
         good.replace("threads: 1\n", "threads: 1:30\n"): "run.threads: found '1:30', expected an integer",
-        good.replace("threads: 1\n", "threads: 0\n"): "run.threads: found 0, expected an integer from 1 to 1024",
+        good.replace("threads: 1\n", "threads: 0\n"): "run.threads: found 0, expected an integer from 1 to 4096",
         good.replace("threads: 1\n", "threads: !!int 1\n"): "found the tag",
     }.items():
         path.write_text(text)
