@@ -257,7 +257,9 @@ class Train:
     border: Border
     save_every: Count
     log_every: Count
-    validate_every: Annotated[int, Range(least=0, most=10**9)] = 0  # steps between two scorings of the networks in training; 0: never
+    validate_every: Annotated[int, Range(least=0, most=10**9)] = (
+        0  # steps between two scorings of the networks in training; 0: never
+    )
 
 
 @dataclass(frozen=True)
