@@ -182,11 +182,13 @@ class Hrda:
     variant: Variant = (
         "paper"  # released: boxes that do not fit the cells of DeepLab-V2, attenuated logits in the context loss
     )
-    box_step: int = 8  # random boxes lie at multiples of it
-    detail_weight: float = 0.1  # share of the detail logits' own loss
-    context_weight: float = 0.0  # share of the context logits' own loss: an ablation
+    box_step: Annotated[int, Range(least=1, most=1024)] = 8  # random boxes lie at multiples of it
+    detail_weight: Share = 0.1  # share of the detail logits' own loss
+    context_weight: Share = 0.0  # share of the context logits' own loss: an ablation
     fusion: Literal["hrda", "cluda"] = "hrda"  # cluda: enlarged first, weighted then
-    windows_at_once: int | None = None  # of the teacher, to save memory; another number is another result
+    windows_at_once: Annotated[int, Range(least=1, most=9)] | None = (
+        None  # of the teacher, to save memory; another number is another result
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Model:
     batch_norm: Literal["train", "eval"]
     positions: Literal["timm", "hub"] = "timm"  # how a plain ViT's position table is resized
     frozen: bool = False  # the encoder is not trained
-    embedding: int | None = None  # of the stages in fusion heads; None: `width`
+    embedding: Width | None = None  # of the stages in fusion heads; None: `width`
     hrda: Hrda | None = None  # two resolutions
 
 

@@ -265,8 +265,8 @@ def test_it_contrasts_nothing_so_that_the_twin_keeps_it() -> None:
     [
         ({"block": 33}, ["mic.block: found 33", "48x32", "no mask is larger than the image"]),
         ({"block": 0}, ["mic.block: found 0"]),
-        ({"ratio": 1.0}, ["ratio 1.0"]),
-        ({"weight": -1.0}, ["weight -1.0"]),
+        ({"ratio": 1.0}, ["mic.ratio: found 1.0"]),
+        ({"weight": -1.0}, ["mic.weight: found -1.0"]),
         ({"mode": "seperate"}, ["'seperate'", "did you mean 'separate'"]),
     ],
 )

@@ -44,11 +44,6 @@ class MicTerm(Term):
                 f"{where}.block: found {self.p.block}, expected 1 to the shorter side of the crop {train.crop}: no mask is larger "
                 f"than the image"
             )
-        if not 0 <= self.p.ratio < 1 or self.p.weight < 0:
-            raise UserError(
-                f"{where}: found ratio {self.p.ratio} and weight {self.p.weight}, expected a share of 0 to below 1 and a weight "
-                f"of at least 0"
-            )
         share = train.batch // train.accumulate // ranks.world()
         if self.mode == "separate" and share % 2:
             raise UserError(
