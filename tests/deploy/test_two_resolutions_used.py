@@ -80,4 +80,5 @@ def test_test_servers_get_it_too(trained: Path, monkeypatch: pytest.MonkeyPatch,
     name.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(name)
     submit.submit(trained, Path("test"), "dark_zurich", Path("out.zip"), device="cpu")
-    assert len(zipfile.ZipFile("out.zip").namelist()) == 1
+    names = zipfile.ZipFile("out.zip").namelist()
+    assert "labelTrainIds/GOPR0364_frame_000001_rgb_anon.png" in names
