@@ -87,6 +87,11 @@ def test_shipped_files_resolve_every_run(file: str) -> None:
         ("benchmarks/streets/train/optimizer/lr", "1e-4", ["optimizer.lr", "'1e-4'", "a number above 0"]),
         ("benchmarks/streets/train/border", {"top": 0.5, "bottom": 0.5}, ["train.border", "less than 1 together"]),
         (
+            "benchmarks/streets/train/border",
+            {"top": 0, "bottom": 0, "left": 0.6, "right": 0.6},
+            ["left 0.6", "no column"],
+        ),
+        (
             "benchmarks/streets/evaluate",
             ["streets_photo/../x"],
             ["streets.evaluate", "'streets_photo/../x'", "camvid/test"],

@@ -566,11 +566,14 @@ def check_train(train: Train, where: str) -> None:
             f"params.yaml: {where}: found batch {train.batch} and accumulate {train.accumulate}, expected batch to be a "
             f"multiple of accumulate"
         )
-    if train.border.top + train.border.bottom >= 1:
-        raise UserError(
-            f"params.yaml: {where}.border: found top {train.border.top} and bottom {train.border.bottom}, which leave no row; "
-            f"expected less than 1 together"
-        )
+    border = train.border
+    for first, second, line in (("top", "bottom", "row"), ("left", "right", "column")):
+        sides = getattr(border, first), getattr(border, second)
+        if sum(sides) >= 1:
+            raise UserError(
+                f"params.yaml: {where}.border: found {first} {sides[0]} and {second} {sides[1]}, which leave no {line}; "
+                f"expected less than 1 together"
+            )
 
 
 def check_name(name: Any, what: str) -> None:
