@@ -7,7 +7,7 @@ dvc repro                                 # the same rules, one at a time, where
 from snakemake.utils import min_version
 
 from udaseg.errors import UserError
-from udaseg.workflow import guard, plan
+from udaseg.workflow import guard, plan, stopped
 
 min_version("9.27")
 
@@ -23,6 +23,13 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+LAST_WORD = stopped.LastWord()
+
+
+onerror:
+    LAST_WORD.wanted = workflow.is_main_process and guard.is_on()
+
+
 GPUS = 0 if P.run.device == "cpu" else int(P.run.gpus_per_run)
 
 
@@ -33,13 +40,8 @@ wildcard_constraints:
     figure="|".join(plan.FIGURES),
 
 
-# A stop signal is for the training, which saves its state; the shell waits for it, and what it says still reaches log and
-# terminal. `... | logged FILE NAME` writes to both, on the terminal with the name of the run before each line. A prefix of
-# one's own takes the place of Snakemake's strict mode, without which a failed step would count as done behind its pipe.
-shell.prefix(
-    "set -euo pipefail; trap : HUP INT TERM USR1; "
-    """logged() {{ (trap '' HUP INT TERM USR1; tee "$1" | sed -u "s|^|$2: |"); }}; """
-)
+# Strict mode, stop signals, and `logged FILE NAME COMMAND...`.
+shell.prefix("source workflow/logged.sh; ")
 
 
 # Every artefact is a target: were the models left out, an old score would satisfy the workflow after a failed training.

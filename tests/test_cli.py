@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import subprocess
 import sys
 
@@ -104,3 +105,43 @@ def test_steps_that_need_no_network_import_none() -> None:
 def test_python_m_udaseg_is_udaseg() -> None:
     done = subprocess.run([sys.executable, "-m", "udaseg", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("udaseg 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory of the machine"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+            "of the machine",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of memory of the GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of memory of the GPU"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "results/a/run.json"),
+            "results/a/run.json: Permission denied",
+        ),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "results/a/metrics.json"), "metrics.json: Is a directory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "train", refuse)
+    assert cli.main(["train", "--benchmark", "streets", "--method", "oracle"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("udaseg train: ") and line in said
+    assert "train.batch" in said or "out of memory" not in said
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(args: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(cli, "train", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["train", "--benchmark", "streets", "--method", "oracle"])

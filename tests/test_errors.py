@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -22,6 +23,7 @@ from tiny_project import ROOT, Project
 from udaseg import cli
 from udaseg.artifacts import run_lock
 from udaseg.models import load_model_file, save_model
+from udaseg.workflow import lease
 
 TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
 CASES: dict[str, Callable[[Project, pytest.MonkeyPatch], list[str]]] = {}
@@ -276,10 +278,63 @@ def restart_damaged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
 
 
 @case
+def restart_folder_in_the_way(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    (project.folder / "results/.restart/streets/self_training/seed0/lock").mkdir(parents=True)
+    return TRAIN
+
+
+@case
+def loader_killed(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    """As torch says it; tests/engine/test_training.py kills one."""
+
+    def batches(loop: object) -> Iterator[None]:
+        raise RuntimeError("DataLoader worker (pid(s) 17) exited unexpectedly")
+        yield
+
+    scratch(project)
+    project.set("run/workers", 1)
+    patch.setattr("udaseg.engine.trainer.Loop.loader", batches)
+    return TRAIN
+
+
+@case
+def out_of_memory(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    scratch(project)
+    patch.setattr("udaseg.engine.trainer.Loop.backward", refuse)
+    return TRAIN
+
+
+@case
+def gpu_locks_of_others(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    patch.setattr("tempfile.tempdir", str(project.folder))
+    patch.setenv("UDASEG_GPU_POOL", "0")
+    lease.lock_folder().mkdir()
+    lease.lock_folder().chmod(0o755)
+    return ["with-gpus", "1", "--", "true"]
+
+
+@case
+def record_of_an_altered_result(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    """What the two tools say is made up; tests/workflow/test_ledgers.py has them say it."""
+    path = "results/streets/oracle/seed0/history.csv"
+    patch.setattr("udaseg.workflow.bridges.SNAKEMAKE", ("echo", "Nothing to be done"))
+    patch.setattr(
+        "udaseg.workflow.bridges.status", lambda: {"train@streets-oracle-0": [{"changed outs": {path: "modified"}}]}
+    )
+    return ["record"]
+
+
+@case
 def batch_cannot_be_split(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     scratch(project)
     patch.setattr("udaseg.ranks.world", lambda: 3)
-    patch.setattr("udaseg.ranks.use_global_batch_norm", lambda module: module)
+    patch.setattr("udaseg.ranks.use_global_batch", lambda module: module)
     return TRAIN
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation, sums and gathering over ranks: two processes with half a batch each equal one with the whole batch."""
+"""Batch normalisation, dropout, sums and gathering over ranks: processes with a part of a batch equal one with all of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from torch import nn
 
 SCRIPT = """
 import sys, torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 from udaseg import ranks
 ranks.join(torch.device("cpu"))
 torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), BatchNormAct2d(2))
-x, target = torch.randn(4, 3, 6, 5) * 3 + 1, torch.randn(4, 2, 4, 3)
-ranks.use_global_batch_norm(net).train()
-mine = slice(ranks.rank() * 4 // ranks.world(), (ranks.rank() + 1) * 4 // ranks.world())
+net = nn.Sequential(
+    nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3), DropPath(0.3), nn.Dropout(0.2), nn.Conv2d(4, 2, 1),
+    BatchNormAct2d(2),
+)
+x, target = torch.randn(6, 3, 6, 5) * 3 + 1, torch.randn(6, 2, 4, 3)
+ranks.use_global_batch(net).train()
+mine = slice(ranks.rank() * 6 // ranks.world(), (ranks.rank() + 1) * 6 // ranks.world())
+torch.manual_seed(1)  # as each step of a training does, on all ranks alike
 out = net(x[mine])
 every = ranks.gathered(out)  # a loss over pairs of the whole batch, as every rank sees it
 loss = (out * target[mine]).square().mean() + 1e-2 * (every.flatten(1) @ every.flatten(1).T).square().mean()
@@ -38,7 +42,7 @@ ranks.leave()
 def results(tmp_path: Path) -> list[dict]:
     (tmp_path / "script.py").write_text(SCRIPT)
     out = []
-    for n in (1, 2):
+    for n in (1, 2, 3):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
         done = subprocess.run(
             [*launch, "script.py", f"{n}.pt"], cwd=tmp_path, capture_output=True, text=True, timeout=120
@@ -48,17 +52,18 @@ def results(tmp_path: Path) -> list[dict]:
     return out
 
 
-def test_two_ranks_equal_one(results: list[dict]) -> None:
-    one, two = results
-    torch.testing.assert_close(one["loss"], two["loss"], rtol=1e-5, atol=1e-6)
-    for a, b in zip(one["grad"], two["grad"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    for name, value in one["state"].items():
-        torch.testing.assert_close(value, two["state"][name], rtol=1e-4, atol=1e-5)
+def test_several_ranks_equal_one(results: list[dict]) -> None:
+    one, *others = results
+    for other in others:
+        torch.testing.assert_close(one["loss"], other["loss"], rtol=1e-5, atol=1e-6)
+        for a, b in zip(one["grad"], other["grad"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        for name, value in one["state"].items():
+            torch.testing.assert_close(value, other["state"][name], rtol=1e-4, atol=1e-5)
 
 
 def test_one_rank_keeps_its_layers() -> None:
     from udaseg import ranks
 
-    net = nn.Sequential(nn.BatchNorm2d(2), BatchNormAct2d(2))
-    assert [type(m) for m in ranks.use_global_batch_norm(net)] == [nn.BatchNorm2d, BatchNormAct2d]  # type: ignore[arg-type]
+    net = nn.Sequential(nn.BatchNorm2d(2), BatchNormAct2d(2), nn.Dropout2d(0.1))
+    assert [type(m) for m in ranks.use_global_batch(net)] == [nn.BatchNorm2d, BatchNormAct2d, nn.Dropout2d]  # type: ignore[arg-type]

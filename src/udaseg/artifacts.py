@@ -8,14 +8,16 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from udaseg.errors import UserError
 
 MODEL = "model.safetensors"  # of a trained run, in its folder
+STEP = "step"  # of a training that is not finished, in its restart folder: how far its newest state is
 DENIED = "make the folder writable or choose another"
 IN_THE_WAY = "a file lies where a folder belongs, or the other way round: move it or choose another place"
 NOT_WRITTEN = {
@@ -36,27 +38,40 @@ def not_written(path: Path, error: OSError) -> UserError | None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place on success; on failure nothing is left.
-
-    `sync=False` does not wait for the disk: for many small files whose content is verified when read.
+def changing(path: Path) -> Iterator[None]:
+    """What the file system refuses inside the block, in one line about `path`.
 
     Raises:
         UserError: disk full, read-only folder, a file in place of a folder or a folder in place of the file, too long a name.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if sync:
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         if known := not_written(path, error):
             raise known from error
         raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place on success; on failure nothing is left.
+
+    Nobody can guess its name, so no link can lie there that would lead elsewhere.
+    `sync=False` does not wait for the disk: for many small files whose content is verified when read.
+
+    Raises:
+        UserError: as `changing`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with changing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if sync:
+                with temporary.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # there is none, or its place is what cannot be written
             temporary.unlink()
@@ -102,15 +117,16 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. The kernel drops the lock with the process, so none is ever stale.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle: IO[str] = (folder / "lock").open("a+")
+    with changing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("ab+", buffering=0)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
-        owner = handle.read().strip() or "an unknown process"
+        owner = handle.read().decode(errors="replace").strip() or "an unknown process"
         handle.close()
         raise UserError(f"{folder}: in use by {owner}; wait for it or stop it, then run again") from None
     except OSError as error:
@@ -119,10 +135,10 @@ def run_lock(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be locked ({error.strerror}); this file system has no locks, put the checkout on another"
         ) from None
     try:
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        with changing(folder / "lock"):
+            handle.seek(0)
+            handle.truncate()
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         handle.close()

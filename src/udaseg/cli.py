@@ -7,6 +7,7 @@ Modules that need torch, Snakemake or DVC are imported only by the commands that
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -115,6 +116,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `udaseg ... | head`
         sys.stderr.close()
         return 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        line = of_the_machine(error)
+        if line is None:
+            raise
+        print(f"udaseg {args.step}: {printable(line)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def of_the_machine(error: Exception) -> str | None:
+    """One line on what the file system, the memory or another process of the same training denied; None for a fault of ours."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk; free some and run again (nothing finished is lost)"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return (
+            f"{os.fsdecode(error.filename)}: {error.strerror}; expected files that can be read in folders that can be written; "
+            f"mend that, then run again"
+        )
+    if isinstance(error, MemoryError) or re.search(r"out of memory|ALLOC_FAILED|allocate memory", str(error), re.I):
+        what = "the GPU" if "CUDA" in str(error) or "CUBLAS" in str(error) or "CUDNN" in str(error) else "the machine"
+        return (
+            f"out of memory of {what}; run fewer jobs at once (other programs on it count too), or lower train.batch or train.crop "
+            f"(in scoring: `test.mode: slide`; in predict and export: --size); nothing finished is lost, a training goes on from its "
+            f"last saved step"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and re.search(
+        r"gloo|NCCL|onnection (closed|reset|refused)", str(error)
+    ):
+        return "another process of this training has ended, and its line says why; the same command goes on from the last saved step"
+    return None
 
 
 # --- steps of the pipeline ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from udaseg import params
 from udaseg.data import camvid, formats, prepare, prepared
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset, Params, Use, uses
-from udaseg.workflow import bridges, guard, lease, plan
+from udaseg.workflow import altered, bridges, guard, lease, plan
 
 WIDTH = 80
 INSTALL = "python -m pip install --no-deps -r requirements.lock"
@@ -334,8 +334,10 @@ def dvc(p: Params) -> Iterator[Finding]:
         return
     if done.returncode:
         yield Finding("note", f"`dvc status`: {bridges.last_line(done.stdout + done.stderr)}", "dvc status")
-    elif stale := list(json.loads(done.stdout)):
+    elif stale := list(found := json.loads(done.stdout)):
         do = "`snakemake -n` shows what is left to make; once it has nothing to do: `udaseg record`"
+        if path := next(altered.altered(found), None):
+            do = f"{path} was changed by hand or damaged: `udaseg record` says what mends it"
         yield Finding("note", f"{len(stale)} stages are not as dvc.lock says, first {stale[0]}", do)
     else:
         yield Finding("ok", "dvc.lock describes all results here")

@@ -1,4 +1,4 @@
-"""One process or many: sums over ranks, and batch normalisation with the statistics of the global batch.
+"""One process or many: sums over ranks, batch normalisation with the statistics of the global batch, and its dropout.
 
 torch's own SyncBatchNorm refuses CPU tensors; the one below serves both, so that two CPU ranks can test what GPUs run.
 """
@@ -6,11 +6,12 @@ torch's own SyncBatchNorm refuses CPU tensors; the one below serves both, so tha
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -133,8 +134,48 @@ class GlobalBatchNormAct(BatchNormAct2d):
         return self.act(self.drop(_global_batch_norm(self, x))) if self.training else super().forward(x)
 
 
-def use_global_batch_norm(module: nn.Module) -> nn.Module:
-    """Give every BatchNorm2d below `module` the statistics of all ranks (in place, parameters kept); no-op for one rank."""
+def _own_part(draw: Callable[[Tensor], Tensor], x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """x times this rank's part of what `draw` makes of ones of `shape`, which stands for the samples of all ranks.
+
+    One rank with all samples draws the same: generators are seeded alike on all ranks and step by step.
+    """
+    every = draw(torch.ones(len(x) * world(), *shape, dtype=x.dtype, device=x.device))
+    return x * every[rank() * len(x) : (rank() + 1) * len(x)]
+
+
+class GlobalDropout(nn.Dropout):
+    """Dropout that drops what one rank with the samples of all would drop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _own_part(super().forward, x, tuple(x.shape[1:])) if self.training and self.p else x
+
+
+class GlobalDropout2d(nn.Dropout2d):
+    """The same for whole channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _own_part(super().forward, x, (x.shape[1], 1, 1)) if self.training and self.p else x
+
+
+class GlobalDropPath(DropPath):
+    """The same for timm's residual branches of (B, ...)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _own_part(super().forward, x, (1,) * (x.ndim - 1)) if self.training and self.drop_prob else x
+
+
+DROPPING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: GlobalDropout,
+    nn.Dropout2d: GlobalDropout2d,
+    DropPath: GlobalDropPath,
+}
+
+
+def use_global_batch(module: nn.Module) -> nn.Module:
+    """Let all below `module` see the global batch (in place, parameters kept); no-op for one rank.
+
+    BatchNorm2d takes the statistics of all ranks, dropout and drop-path drop what one rank would.
+    """
     if world() > 1:
         for child in module.modules():
             if isinstance(child, _BatchNorm) and type(child) not in (nn.BatchNorm2d, BatchNormAct2d):
@@ -143,4 +184,6 @@ def use_global_batch_norm(module: nn.Module) -> nn.Module:
                 )
             if type(child) in (nn.BatchNorm2d, BatchNormAct2d):
                 child.__class__ = GlobalBatchNorm if type(child) is nn.BatchNorm2d else GlobalBatchNormAct
+            elif type(child) in DROPPING:
+                child.__class__ = DROPPING[type(child)]
     return module

@@ -233,7 +233,7 @@ def on_all_ranks(project: Project) -> list[dict[str, Tensor]]:
         run = run_of(with_cluda(project, stride=4, **block), "cluda")
         torch.manual_seed(0)
         student = network(run) if network else build_model(run.benchmark.model, len(run.classes))
-        method = ranks.use_global_batch_norm(create(run, student)).train()
+        method = ranks.use_global_batch(create(run, student)).train()
         b, mine = batch(), slice(ranks.rank() * 2 // ranks.world(), (ranks.rank() + 1) * 2 // ranks.world())
         assert b.target is not None and isinstance(method, SelfTrainingMethod)
         part = Batch(b.index[mine], b.image[mine], b.label[mine], b.target[mine])

@@ -61,6 +61,14 @@ def test_i_12_stopped_training_goes_on(
     stop(process)
     assert process.returncode != 0
     assert not (finished / MODEL).exists()
+    if stop is interrupt:
+        step = (finished / f"{RESTART}/step").read_text().strip()
+        told = f"not finished, but saved: streets/self_training/0 at step {step}; the same command goes on from there"
+        *before, last = (finished / ".started").read_text().splitlines()
+        if tool == "dvc":  # which has the last word itself
+            assert last.startswith("ERROR: failed to reproduce")
+            last = before[-1]
+        assert last.endswith(told)
     if stop is kill_tree:  # only now is a lock left behind
         text = finished.run(*COMMANDS[tool], expect=None)
         assert "snakemake --unlock" in text or "Directory cannot be locked" in text
@@ -70,6 +78,14 @@ def test_i_12_stopped_training_goes_on(
     assert 0 < int(step) < STEPS
     assert content(finished) == undisturbed
     assert not (finished / f"{RESTART}/state.pt").exists()
+    (log,) = (finished / "logs/train/streets/self_training").iterdir()  # all that was said, by both attempts
+    assert re.search(
+        r"starts from random weights.*^--- again, .*going on from step.*^results/streets/self_training/seed0: 150 steps",
+        log.read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    finished.run(*COMMANDS["snakemake"], "--force")  # a new job, and a log of its own
+    assert "--- again" not in log.read_text() and "trained already" in log.read_text()
 
 
 def test_i_13_no_going_on_with_other_parameters(finished: Repository) -> None:

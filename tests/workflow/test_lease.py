@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from repository import TRAINED, Repository
+from repository import RESTART, TRAINED, Repository, wait_for
 
 from udaseg.errors import UserError
 from udaseg.workflow import lease
@@ -113,6 +115,37 @@ def test_a_machine_without_a_driver_has_no_pool(tmp_path: Path, monkeypatch: pyt
     assert lease.pool() == ["0", "1"]
 
 
+def planted(folder: Path, what: str, elsewhere: Path) -> None:
+    elsewhere.mkdir(mode=0o700)
+    if what == "link":
+        folder.symlink_to(elsewhere)
+    elif what == "file":
+        folder.touch()
+    elif what == "open to others":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder.mkdir(mode=0o700)
+        (folder / what).symlink_to(elsewhere / "victim")
+
+
+@pytest.mark.parametrize("what", ["link", "file", "open to others", "mutex", "0"])
+def test_what_somebody_has_put_there_is_not_used(what: str, tmp_path: Path) -> None:
+    """The temporary folder belongs to all: whoever knows the name may be there first."""
+    planted(lease.lock_folder(), what, tmp_path / "elsewhere")
+    process = leased(1, sys.executable, "-c", "print('ran')")
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and len(text.splitlines()) == 1, text
+    assert text.startswith(f"udaseg with-gpus: {lease.lock_folder()}")
+    assert not any((tmp_path / "elsewhere").iterdir()), "nothing is made behind a link"
+
+
+def test_another_users_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match="another user's, expected one for you alone"):
+        lease.hold(["0"], 1)
+
+
 def test_a_slurm_job_shares_with_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     outside = lease.lock_folder()
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -145,22 +178,15 @@ def test_exit_codes() -> None:
 def test_several_devices_mean_one_process_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def stopped_with_1(command: list[str], environment: dict[str, str], locks: list[int]) -> tuple[int, bool]:
+    def run(command: list[str], environment: dict[str, str], locks: list[int]) -> int:
         seen.append(command)
-        return 1, True
+        return 1
 
-    monkeypatch.setattr(lease, "forward", stopped_with_1)
-    # torchrun ends with 1 when its processes were asked to stop and have saved: that is 75 to the caller
-    for count, words, code in [
-        (2, ["-m", "udaseg", "train"], 75),
-        (1, ["-m", "udaseg", "train"], 1),
-        (2, ["script.py"], 1),
-    ]:
-        assert lease.with_gpus(count, ["python", *words]) == code
-    launched = seen.pop(0)
-    assert launched[:6] == ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    assert launched[-3:] == ["-m", "udaseg", "train"]
+    monkeypatch.setattr(lease, "forward", run)
+    for count, words in [(2, ["-m", "udaseg", "train"]), (1, ["-m", "udaseg", "train"]), (2, ["script.py"])]:
+        assert lease.with_gpus(count, ["python", *words]) == 1
     assert seen == [
+        ["python", "-m", "udaseg.workflow.launch", "2", "-m", "udaseg", "train"],
         ["python", "-m", "udaseg", "train"],
         ["python", "script.py"],
     ]
@@ -175,3 +201,64 @@ def test_two_devices_train_one_run(finished: Repository) -> None:
     done = subprocess.run(command, cwd=finished.folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads((finished / f"{TRAINED}/run.json").read_text())["ranks"] == 2
+
+
+@pytest.fixture
+def on_two(finished: Repository) -> Callable[..., subprocess.Popen[str]]:
+    """Start a training of some hundred steps on two devices."""
+    finished.set("benchmarks/streets/init", {"default": "none"})
+    finished.set("benchmarks/streets/train/steps", 400)
+    finished.set("benchmarks/streets/train/save_every", 5)
+    finished.set("run/workers", 1)
+    train = (sys.executable, "-m", "udaseg", "train", "--benchmark", "streets", "--method", "self_training")
+    environment = finished.environment | {"UDASEG_GPU_POOL": "0,1"}
+
+    def start(**params: object) -> subprocess.Popen[str]:
+        for path, value in params.items():
+            finished.set(path, value)
+        command = [sys.executable, "-m", "udaseg", "with-gpus", "2", "--", *train]
+        return subprocess.Popen(
+            command, cwd=finished.folder, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def saved(repository: Repository) -> bool:
+    return (repository / f"{RESTART}/state.previous.pt").exists()
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_two_processes_asked_to_stop_end_with_what_they_saved(
+    finished: Repository, on_two: Callable[..., subprocess.Popen[str]], group: bool
+) -> None:
+    """Ctrl-C goes to all of a terminal's processes, a scheduler's signal to one."""
+    process = on_two()
+    wait_for(lambda: saved(finished) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT) if group else process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, text
+    assert "Traceback" not in text
+    assert re.fullmatch(r"udaseg train: stopped at step \d+ of 400; .*goes on from there", text.splitlines()[-1]), text
+
+
+def test_what_one_of_two_processes_says_is_what_is_seen(on_two: Callable[..., subprocess.Popen[str]]) -> None:
+    process = on_two(**{"benchmarks/streets/train/batch": 3})
+    text = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, text
+    assert {line for line in text.splitlines() if "from random weights" not in line} == {
+        text.splitlines()[-1]
+    } and "cannot be split over 2 processes" in text
+
+
+def test_a_killed_loader_of_one_of_two_processes(
+    finished: Repository, on_two: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = on_two()
+    wait_for(lambda: saved(finished) or process.poll() is not None)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "with-gpus" not in p.cmdline()]
+    loader = next(p for p in ranks if p.parent().cmdline()[-2:] == ["--method", "self_training"] and not p.children())
+    loader.kill()
+    text = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, text
+    assert "Traceback" not in text and "a data-loading process was killed" in text

@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+import yaml
 from repository import EVERYTHING, METHODS, ONE_METHOD, TRAINED, Repository, stages_run
 
 from udaseg import params
@@ -160,6 +162,85 @@ def test_i_14_bridges_refuse(finished: Repository) -> None:
     finished.udaseg("sync")
     (finished / f"{TRAINED}/history.csv").write_text("altered\n")
     assert "dvc.lock" in finished.udaseg("sync", expect=2)
+
+
+def refused(repository: Repository) -> str:
+    """What `udaseg record` says; dvc.lock stays as it is."""
+    before = (repository / "dvc.lock").read_bytes()
+    text = repository.udaseg("record", expect=2).strip()
+    assert text.startswith("udaseg record: ") and "\n" not in text, text
+    assert (repository / "dvc.lock").read_bytes() == before
+    return text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"{TRAINED}/iou.json", f"{TRAINED}/history.csv", "results/.compared/streets/self_training-seed0/images.csv"],
+)
+def test_record_takes_no_altered_result_and_what_it_advises_mends_it(path: str, finished: Repository) -> None:
+    before = (finished / path).read_bytes()
+    with (finished / path).open("a") as handle:  # in place: hard links to it change too
+        handle.write("\n")
+    finished.snakemake()  # whatever depends on it is made from it
+    text = refused(finished)
+    assert f"{path}: differs from dvc.lock, and no job has made it so" in text
+    assert "delete it and run `snakemake`" in text
+    (finished / path).unlink()
+    finished.snakemake()
+    finished.udaseg("record")
+    finished.dvc("status", "--quiet")
+    assert finished.planned() == {}
+    assert (finished / path).read_bytes() == before
+    # all is as it was, but for the seconds that a report of a new training holds
+    assert finished.git("status", "--porcelain") in ("", " M dvc.lock\n")
+    assert finished.git("diff", "--shortstat") in ("", " 1 file changed, 2 insertions(+), 2 deletions(-)\n")
+
+
+def test_record_restores_from_dvc_as_it_says(finished: Repository) -> None:
+    path = f"{TRAINED}/predictions.zip"
+    (finished / path).write_bytes(b"damaged")
+    assert f"`dvc checkout --force {path}`" in refused(finished)
+    finished.dvc("checkout", "--force", path)
+    finished.udaseg("record")
+    assert finished.git("status", "--porcelain") == "" and finished.planned() == {}
+
+
+def test_record_takes_no_altered_data(finished: Repository) -> None:
+    """Labels that have changed places in the manifest: every number that follows would be another."""
+    path = next((finished / "data/streets").glob("streets_photo-*/manifest.json"))
+    text = path.read_text()
+    manifest = json.loads(text)
+    samples = manifest["splits"]["test"]
+    for sample, label in zip(samples, [s["label"] for s in samples[1:] + samples[:1]], strict=True):
+        sample["label"] = label
+    path.write_text(json.dumps(manifest))
+    name = path.relative_to(finished.folder)
+    said = refused(finished)
+    assert f"{name}: differs from dvc.lock" in said
+    assert f"delete {name.parent} and run `udaseg prepare --benchmark streets`" in said
+    shutil.rmtree(path.parent)
+    finished.udaseg("prepare", "--benchmark", "streets")
+    assert path.read_text() == text
+    finished.udaseg("record")
+    assert finished.git("status", "--porcelain") == ""
+
+
+def test_record_takes_what_was_made_with_other_bits(finished: Repository) -> None:
+    """As on another machine: dvc.lock holds other hashes, and nothing that decides the results has changed."""
+    lock = finished / "dvc.lock"
+    stages = yaml.safe_load(lock.read_text())
+    for stage, outs in stages["stages"].items():
+        for out in (
+            outs["outs"] if stage.startswith(("train@streets-self_training", "report", "evaluate@streets-pipa")) else []
+        ):
+            out["md5"] = "0" * 32 + (".dir" if out["md5"].endswith(".dir") else "")
+    lock.write_text(yaml.safe_dump(stages, sort_keys=False))
+    finished.commit("as made elsewhere")
+    finished.snakemake("--force", "results/streets/pipa/seed0/metrics.json")
+    finished.udaseg("report", "--benchmark", "streets")  # by hand
+    finished.udaseg("record")
+    finished.dvc("status", "--quiet")
+    assert finished.planned() == {}
 
 
 def test_i_15_results_come_back_from_the_run_cache(finished: Repository) -> None:

@@ -84,7 +84,7 @@ def test_other_parameters_data_or_files_are_refused(finished: Repository) -> Non
     model, record, data = (finished / name for name in (MODEL, f"{TRAINED}/run.json", "data/streets/data.json"))
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "is not the file that was trained" in refused(finished)
+    assert "is not the file that the training left" in refused(finished)
     model.write_bytes(whole)
     content = data.read_text()
     data.write_text(content + "\n")

@@ -25,8 +25,8 @@ rule analyse:
     message:
         "features of {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:
-        "udaseg with-gpus {resources.gpu} -- python -m udaseg analyse --benchmark {wildcards.benchmark} "
-        "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
-        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; "
+        "logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed} "
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg analyse "
+        "--benchmark {wildcards.benchmark} --method {wildcards.method} --seed {wildcards.seed}; "
         "for copy in {output.analysed}; do "
         "cp results/{wildcards.benchmark}/{wildcards.method}/seed{wildcards.seed}/$(basename $copy) $copy; done"

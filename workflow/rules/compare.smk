@@ -26,7 +26,7 @@ rule compare:
     message:
         "comparing the methods on {wildcards.benchmark}"
     shell:
-        "python -m udaseg compare --benchmark {wildcards.benchmark} 2>&1 | logged {log} {wildcards.benchmark}"
+        "logged {log} {wildcards.benchmark} python -m udaseg compare --benchmark {wildcards.benchmark}"
 
 
 rule select:
@@ -45,4 +45,4 @@ rule select:
     message:
         f"selecting {P.select.method} on {P.select.benchmark}"
     shell:
-        "python -m udaseg select 2>&1 | logged {log} selected"
+        "logged {log} selected python -m udaseg select"

@@ -26,8 +26,8 @@ rule evaluate:
     message:
         "scoring {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:
-        "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate --benchmark {wildcards.benchmark} "
-        "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
-        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}; "
+        "logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed} "
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate "
+        "--benchmark {wildcards.benchmark} --method {wildcards.method} --seed {wildcards.seed}; "
         "for copy in {output.compared}; do "
         "cp results/{wildcards.benchmark}/{wildcards.method}/seed{wildcards.seed}/$(basename $copy) $copy; done"

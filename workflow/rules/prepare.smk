@@ -18,5 +18,5 @@ rule prepare:
     message:
         "preparing the data of {wildcards.benchmark}"
     shell:
-        "python -m udaseg prepare --benchmark {wildcards.benchmark} --jobs {threads} 2>&1 "
-        "| logged {log} {wildcards.benchmark}"
+        "logged {log} {wildcards.benchmark} "
+        "python -m udaseg prepare --benchmark {wildcards.benchmark} --jobs {threads}"

@@ -28,8 +28,8 @@ rule figure:
     message:
         "drawing {wildcards.figure} of {wildcards.benchmark}"
     shell:
-        "python -m udaseg figure {wildcards.figure} --benchmark {wildcards.benchmark} 2>&1 "
-        "| logged {log} {wildcards.benchmark}/{wildcards.figure}"
+        "logged {log} {wildcards.benchmark}/{wildcards.figure} "
+        "python -m udaseg figure {wildcards.figure} --benchmark {wildcards.benchmark}"
 
 
 rule report:
@@ -61,4 +61,4 @@ rule report:
     message:
         "writing the report of {wildcards.benchmark}"
     shell:
-        "python -m udaseg report --benchmark {wildcards.benchmark} 2>&1 | logged {log} {wildcards.benchmark}"
+        "logged {log} {wildcards.benchmark} python -m udaseg report --benchmark {wildcards.benchmark}"

@@ -23,8 +23,9 @@ rule pretrain:
     message:
         "training on the source of {wildcards.benchmark} alone, seed {wildcards.seed}"
     shell:
-        "udaseg with-gpus {resources.gpu} -- python -m udaseg pretrain --benchmark {wildcards.benchmark} "
-        "--seed {wildcards.seed} 2>&1 | logged {log} {wildcards.benchmark}/pretrained/{wildcards.seed}"
+        "logged {log} {wildcards.benchmark}/pretrained/{wildcards.seed} "
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg pretrain "
+        "--benchmark {wildcards.benchmark} --seed {wildcards.seed}"
 
 
 rule train:
@@ -50,6 +51,6 @@ rule train:
     message:
         "training {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:
-        "udaseg with-gpus {resources.gpu} -- python -m udaseg train --benchmark {wildcards.benchmark} "
-        "--method {wildcards.method} --seed {wildcards.seed} 2>&1 "
-        "| logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed}"
+        "logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed} "
+        "udaseg with-gpus {resources.gpu} -- python -m udaseg train "
+        "--benchmark {wildcards.benchmark} --method {wildcards.method} --seed {wildcards.seed}"

@@ -2,7 +2,8 @@
 
 It lies in an undeclared folder, because both workflow tools delete declared outputs before a job runs. Since it would also
 outlive a change of parameters, code or data, it carries a fingerprint; a state with another one is ignored with a message.
-The state before the newest is kept until the newest has been written.
+The state before the newest is kept until the newest has been written. Beside them a line of text tells, to whoever looks in
+from outside, how far the newest is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from udaseg.artifacts import writing
+from udaseg import ranks
+from udaseg.artifacts import STEP, changing, write_text, writing
 from udaseg.errors import UserError
 
 FORMAT = b"udaseg-restart-1\n"
@@ -33,31 +35,45 @@ def save(folder: Path, state: dict[str, Any], fingerprint: dict[str, str]) -> No
         with temporary.open("wb") as handle:
             handle.write(FORMAT + hashlib.sha256(payload).digest())
             handle.write(payload)
+            handle.flush()
+            os.fsync(handle.fileno())
         if newest.exists():
             os.replace(newest, folder / "state.previous.pt")
+    write_text(folder / STEP, f"{state['step']}\n")
 
 
 def load(folder: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
     """The newest readable state with this fingerprint; None where there is none to go on from.
 
     Raises:
-        UserError: states exist but none can be read (never a silent start from zero).
+        UserError: the newest cannot be read, and none before it serves (never a silent start from zero).
     """
-    files = [path for path in (folder / "state.pt", folder / "state.previous.pt") if path.exists()]
+    newest = folder / "state.pt"
     damaged = []
-    for path in files:
+    for path in (newest, folder / "state.previous.pt"):
+        if not os.path.lexists(path):
+            continue
         try:
             state = _read(path)
-        except ValueError as error:
-            damaged.append(f"{path} ({error})")
+        except (OSError, ValueError) as error:
+            damaged.append(f"{path} ({error.strerror if isinstance(error, OSError) else error})")
             continue
         found = state.pop("fingerprint")
         if found != fingerprint:
             changed = ", ".join(key for key in fingerprint if found.get(key) != fingerprint[key])
+            if damaged:  # of these parameters, as likely as not
+                damaged.append(f"{path} (belongs to other {changed})")
+                continue
             log.info("%s belongs to other %s: ignored, training starts at step 0", path, changed)
             return None
         if damaged:
             log.info("%s is damaged; going on from %s", damaged[0], path)
+            if ranks.rank() == 0:  # out of the way of the next save, which would put it in the place of the good one
+                with changing(newest):
+                    if newest.is_dir():
+                        os.replace(newest, folder / "state.damaged")
+                    else:
+                        newest.unlink(missing_ok=True)
         return state
     if damaged:
         raise UserError(
@@ -74,5 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
         digest, payload = handle.read(32), handle.read()
     if hashlib.sha256(payload).digest() != digest:
         raise ValueError("incomplete or altered")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    state = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    if not isinstance(state, dict) or not isinstance(state.get("fingerprint"), dict):
+        raise ValueError("not a restart state")
     return state

@@ -26,6 +26,7 @@ OTHER_SCHEME = (
     "was made, if its first steps still give the same bits"
 )
 HISTORY, RECORD = "history.csv", "run.json"
+VOUCHED = {MODEL: "model_hash", HISTORY: "history_hash"}  # files of a training, and where run.json holds their hashes
 
 
 def code_of(run: Run) -> dict[str, str]:
@@ -104,7 +105,7 @@ def signature(run: Run, fingerprint: dict[str, str], folder: Path) -> dict[str, 
     return {
         "scheme": SCHEME,
         **{f"{name}_hash": value for name, value in fingerprint.items()},
-        "model_hash": file_hash(folder / MODEL),
+        **{key: file_hash(folder / name) for name, key in VOUCHED.items()},
         "code": code_of(run),
         "params": run.resolved,
     }
@@ -116,7 +117,18 @@ def is_done(folder: Path, fingerprint: dict[str, str]) -> bool:
         return False
     made = read_json(folder / RECORD, "the record of a training run")
     signed = {name: made.get(f"{name}_hash") for name in fingerprint}
-    return fingerprint == signed and made.get("model_hash") == file_hash(folder / MODEL)
+    return fingerprint == signed and changed_file(folder, made) is None
+
+
+def changed_file(folder: Path, made: dict[str, Any]) -> Path | None:
+    """The first file of a training that is not the one that its record describes; None: all are."""
+    for name, key in VOUCHED.items():
+        known = made.get(key)
+        if known is None and name == HISTORY:  # records of version 0.1 hold no hash of it
+            continue
+        if known != file_hash(folder / name):
+            return folder / name
+    return None
 
 
 def machine(where: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.artifacts import file_hash, writing
+from udaseg.artifacts import changing, file_hash, writing
 from udaseg.classes import IGNORE
 from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
@@ -64,10 +64,16 @@ def label(run: Run, method: Method, restart: Path, number: int, device: torch.de
 
     shared = home.with_name(f".{home.name}.part")  # one name on all ranks
     if ranks.rank() == 0:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        whole = np.lib.format.open_memmap(shared, mode="w+", dtype=np.uint8, shape=shape)
-        whole[:] = IGNORE
-        whole.flush()
+        with changing(home):
+            home.parent.mkdir(parents=True, exist_ok=True)
+            shared.unlink(missing_ok=True)
+            with shared.open(
+                "xb"
+            ) as file:  # written, not mapped: a full disk is an error then, and does not end the process
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for _ in samples:
+                    file.write(bytes([IGNORE]) * (height * width))
     ranks.wait()
     labels = np.load(shared, mmap_mode="r+")
     log.info("round %d: labelling %d target images", number, len(samples))

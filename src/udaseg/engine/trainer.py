@@ -7,6 +7,8 @@ yields, one flattened gradient all-reduce, one optimizer step. Nothing in it wai
 from __future__ import annotations
 
 import logging
+import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +44,7 @@ def build(run: Run, device: torch.device) -> Method:
         log.info("training starts from %s", run.pretrained)
     else:
         log.info("training starts from random weights (init: none)")
-    return ranks.use_global_batch_norm(create(run, student).to(device).train())  # type: ignore[return-value]
+    return ranks.use_global_batch(create(run, student).to(device).train())  # type: ignore[return-value]
 
 
 class Loop:
@@ -118,16 +120,43 @@ class Loop:
                 self.labels = rounds.label(self.run, self.method, self.restart, number, self.device)
             else:
                 rounds.check_labels(self.restart, number, self.labels)
-        return iter(self.loader())
+        batches = iter(self.loader())
+        if self.run.params.run.workers:
+            # When a loading process dies torch raises wherever this one happens to be, in the middle of a step too;
+            # without that it is noticed in `fetched`, between two steps.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+    def fetched(self, batches: Iterator[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The micro-batches of one step, before any of them changes anything.
+
+        Raises:
+            UserError: what a loading process says to the user; or that one was killed, and then the state has been saved.
+        """
+        try:
+            return [next(batches) for _ in range(self.p.accumulate)]
+        except UserError as error:  # it comes wrapped in the process's traceback
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (self.run.params.run.workers and is_of_a_killed_loader(error)):
+                raise
+            if ranks.world() == 1:  # else the other ranks are in the middle of a step
+                self.save()
+            raise UserError(
+                f"a data-loading process was killed at step {self.step} of {self.p.steps}, most likely for want of memory (in a "
+                f"container: of /dev/shm); lower run.workers in params.yaml, which changes no result, or run fewer trainings at "
+                f"once, or lower train.batch or train.crop; the same command goes on from the last saved step"
+            ) from None
 
     def advance(self, batches: Iterator[dict[str, Tensor]]) -> None:
         """One optimizer step."""
-        torch.manual_seed(step_seed(self.run.seed, self.step, ranks.rank()))  # dropout, drop-path: nothing to remember
+        items = self.fetched(batches)
+        torch.manual_seed(step_seed(self.run.seed, self.step))  # dropout, drop-path: nothing to remember
         self.rate = learning_rate(self.step, self.p.steps, self.p.optimizer.lr, self.p.schedule)
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self.p.accumulate):
-            self.backward(Batch.of(loaded(batches), self.device))
+        for item in items:
+            self.backward(Batch.of(item, self.device))
         ranks.average_gradients(self.parameters)
         norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
         self.broken.logical_or_(~torch.stack(norms).isfinite().all())
@@ -235,23 +264,20 @@ class Loop:
             checkpoint.save(self.restart, state, self.fingerprint)
 
 
-def loaded(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The next batch. What a loading process says to the user comes wrapped in its traceback, and is unwrapped here."""
-    try:
-        return next(batches)
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+def step_seed(seed: int, step: int) -> int:
+    """A seed for torch's global generators, which take 64 bits: different for every step, the same on all ranks (`ranks.use_global_batch`)."""
+    return (seed * 1_000_003 + step) * 1009 % 2**64
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for torch's global generators, which take 64 bits: different for every step and rank."""
-    return ((seed * 1_000_003 + step) * 1009 + rank) % 2**64
+def is_of_a_killed_loader(error: Exception) -> bool:
+    """Whether a loading process is gone, or the connection to one. What it raised itself arrives as "Caught ..."."""
+    if isinstance(error, RuntimeError):
+        return bool(re.search(r"DataLoader worker .*(exited|killed)|Pin memory thread exited", str(error)))
+    return isinstance(error, EOFError | ConnectionError | FileNotFoundError) and "Caught" not in str(error)
 
 
 def ignore_interrupts(worker: int) -> None:
     """Loader processes leave Ctrl-C to the trainer, which saves first; one thread each."""
-    import signal
-
     for number in runtime.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -12,12 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from udaseg import params
 from udaseg.errors import Interrupted, UserError
-from udaseg.workflow import guard, plan
+from udaseg.workflow import altered, guard, plan, stopped
 
 SNAKEMAKE = (sys.executable, "-m", "snakemake")
 DVC = (sys.executable, "-m", "dvc")
@@ -42,29 +44,30 @@ def stage(rule: str, target: str) -> int:
     """
     command = [*SNAKEMAKE, "--cores", "all", "--force", "--rerun-incomplete", "--quiet", "progress", "rules", "host"]
     command += ["--allowed-rules", rule, "--", target]
-    stopped: list[int] = []
+    signals: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         """Once: a second signal would make Snakemake leave before the training has saved its state."""
-        if not stopped:
-            stopped.append(number)
+        if not signals:
+            signals.append(number)
             interrupt(running)
 
+    began = time.time() - 1
     former = {number: signal.signal(number, hand_on) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
     try:
         # A group of its own: Ctrl-C reaches only this process, which hands it on.
         running.append(subprocess.Popen(command, env=environment(), process_group=0))
-        if stopped:  # while it started
+        if signals:  # while it started
             interrupt(running)
         code = running[0].wait()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    if stopped and code:  # a stage that was done all the same is not taken back
-        raise Interrupted(f"{target}: stopped; a training has saved its state, and the same command goes on from there")
-    if code and locked():
-        log.error("%s: %s", target, LOCKED)
+    if signals and code:  # a stage that was done all the same is not taken back
+        raise Interrupted(f"{target}: {stopped.told(stopped.saved(began))}")
+    if code:
+        log.error("%s: %s", target, LOCKED if locked() else stopped.told(stopped.saved(began)))
     return code if code >= 0 else 128 - code
 
 
@@ -79,11 +82,12 @@ def record() -> None:
     """After `snakemake`: DVC records what was made.
 
     Raises:
-        UserError: Snakemake has work left, so there is nothing to vouch for.
+        UserError: Snakemake has work left, so there is nothing to vouch for; a result that no job has made.
     """
-    plan = subprocess.run([*SNAKEMAKE, "-n"], capture_output=True, text=True, check=False)
-    text = plan.stdout + plan.stderr
-    if plan.returncode:
+    altered.check_made(status())  # first: what is made from an altered file is no better
+    planned = subprocess.run([*SNAKEMAKE, "-n"], capture_output=True, text=True, check=False)
+    text = planned.stdout + planned.stderr
+    if planned.returncode:
         raise UserError(f"Snakemake cannot plan: {last_line(text)}")
     if "Nothing to be done" not in text:
         raise UserError("Snakemake has work left, so the results are not final; run `snakemake`, then this again")
@@ -123,12 +127,22 @@ def stale(*stages: str) -> list[str]:
     Raises:
         UserError: DVC cannot tell.
     """
+    return sorted(name for name in status(*stages) if name != "identity")
+
+
+def status(*stages: str) -> dict[str, Any]:
+    """What differs from dvc.lock, by stage: of those named and all before them, or of all.
+
+    Raises:
+        UserError: DVC cannot tell.
+    """
     plan.write_identities(params.load())
     command = [*DVC, "status", "--json", *(["--with-deps", *stages] if stages else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"`dvc status` failed: {last_line(done.stdout + done.stderr)}")
-    return sorted(name for name in json.loads(done.stdout) if name != "identity")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def touch(*options: str) -> None:

@@ -28,7 +28,7 @@ def check_records(results: Iterable[str]) -> None:
         UserError: names the first such file and `udaseg sync`.
     """
     # A lock left by a killed Snakemake must be removable whatever else is wrong.
-    if os.environ.get(OFF) == "off" or "--unlock" in sys.argv:
+    if not is_on() or "--unlock" in sys.argv:
         return
     strange = [path for path in results if Path(path).exists() and not known(path)]
     if strange:
@@ -36,6 +36,11 @@ def check_records(results: Iterable[str]) -> None:
             f"found {len(strange)} results that Snakemake has no record of (the first: {strange[0]}), so it could not tell "
             f"whether they belong to these parameters; run `udaseg sync` if DVC made or fetched them, else delete them"
         )
+
+
+def is_on() -> bool:
+    """Whether this is a Snakemake that somebody called, and not one that a bridge did."""
+    return os.environ.get(OFF) != "off"
 
 
 def known(path: str) -> bool:

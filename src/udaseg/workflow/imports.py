@@ -106,7 +106,5 @@ def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool
                 f"{folder / MODEL}: params_hash: found {found}, expected {run.hash}; the model does not belong to the "
                 f"run.json beside it"
             )
-        if made.get("model_hash") != file_hash(folder / MODEL):
-            raise UserError(
-                f"{folder / MODEL}: is not the model that the run.json beside it describes; fetch both again"
-            )
+        if (other := provenance.changed_file(folder, made)) is not None:
+            raise UserError(f"{other}: is not the file that the run.json beside it describes; fetch both again")

@@ -6,6 +6,7 @@ Several workflows, `dvc repro` and runs by hand share the devices of a machine i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from udaseg.errors import UserError
+from udaseg.workflow.launch import SIGNALS
 
-SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 log = logging.getLogger("udaseg")
 
 
@@ -38,30 +39,30 @@ def with_gpus(count: int, command: list[str]) -> int:
         raise UserError("no command given; say for example `udaseg with-gpus 1 -- python -m udaseg train ...`")
     devices, locks = hold(pool(), count)
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    several = len(devices) > 1 and command[1:2] == ["-m"]
-    if several:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
-        launcher += ["--signals-to-handle", ",".join(number.name for number in SIGNALS)]  # USR1 would end it alone
-        command = [command[0], *launcher, *command[1:]]
+    launched = command
+    if len(devices) > 1 and command[1:2] == ["-m"]:
+        launched = [command[0], "-m", "udaseg.workflow.launch", str(len(devices)), *command[1:]]
     # The child inherits the locks: should this process be killed, the devices stay taken as long as the child uses them.
     try:
-        code, stopped = forward(command, environment, locks)
-        # torchrun ends with 1 whatever its processes say; asked to stop, they have saved (udaseg/errors.py)
-        return 75 if several and stopped and code else code
+        code = forward(launched, environment, locks)
+        if code == 128 + signal.SIGKILL:
+            log.error(
+                "%s: killed, most likely for want of memory; run fewer jobs at once (`--cores`, `--resources mem_mb=...`) or lower "
+                "run.workers, train.batch or train.crop; nothing finished is lost, a training goes on from its last saved step",
+                " ".join(command),
+            )
+        return code
     finally:
         for handle in locks:
             os.close(handle)
 
 
-def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> tuple[int, bool]:
-    """Run a command and hand on signals; its exit code (128 + n if signal n ended it), and whether a signal came."""
-    stopped = False
+def forward(command: list[str], environment: dict[str, str], handles: list[int]) -> int:
+    """Run a command and hand on signals; its exit code (128 + n if signal n ended it)."""
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before the child was there
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
         if process is None:
             early.append(number)
         else:
@@ -78,7 +79,7 @@ def forward(command: list[str], environment: dict[str, str], handles: list[int])
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    return (code if code >= 0 else 128 - code), stopped
+    return code if code >= 0 else 128 - code
 
 
 def pool() -> list[str]:
@@ -107,10 +108,12 @@ def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
     count = min(count, len(devices))
     if count <= 0:
         return [], []
-    folder = lock_folder()
-    mutex = os.open(folder / "mutex", os.O_RDWR | os.O_CREAT, 0o600)
+    folder = open_private(lock_folder())
+    opened = [folder]
     held: dict[str, int] = {}
     try:
+        mutex = open_lock("mutex", folder)
+        opened.append(mutex)
         if not lock(mutex, wait=False):
             log.info("waiting for a GPU of %s", ", ".join(devices))
             lock(mutex, wait=True)
@@ -119,7 +122,7 @@ def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
             for device in devices:
                 if device in held or len(held) == count:
                     continue
-                handle = os.open(folder / device.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
+                handle = open_lock(device.replace("/", "_"), folder)
                 if lock(handle, wait=False):
                     held[device] = handle
                 else:
@@ -131,7 +134,8 @@ def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
                 told = True
             time.sleep(0.2)
     finally:
-        os.close(mutex)
+        for handle in opened:
+            os.close(handle)
 
 
 def lock(handle: int, *, wait: bool) -> bool:
@@ -143,15 +147,43 @@ def lock(handle: int, *, wait: bool) -> bool:
 
 
 def lock_folder() -> Path:
-    """One for each user and machine; inside a Slurm job one for each job, because Slurm numbers every job's devices from 0."""
+    """One for each user and machine; inside a Slurm job one for each job, because Slurm numbers every job's devices from 0.
+
+    In the temporary folder and not in XDG_RUNTIME_DIR, which vanishes when the user logs out: a training that goes on without
+    a terminal would hold its devices in a folder that later ones cannot see.
+    """
     name = f"udaseg-gpus-{os.getuid()}-{socket.gethostname()}"
     if job := os.environ.get("SLURM_JOB_ID"):
         name += f"-job{job}"
-    folder = Path(tempfile.gettempdir()) / name
+    return Path(tempfile.gettempdir()) / name
+
+
+def open_private(folder: Path) -> int:
+    """A descriptor of `folder`, made where it is not there. Anybody may have put something else in its place.
+
+    Raises:
+        UserError: it cannot be made, is a link or a file, belongs to somebody else, or others may enter it.
+    """
+    mend = "remove it, or set TMPDIR to a folder of your own, the same for all your commands on this machine"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used for the locks of the GPUs ({error.strerror}); {mend}") from None
+    about = os.fstat(handle)
+    if about.st_uid != os.getuid() or about.st_mode & 0o077:
+        os.close(handle)
+        whose = "another user's" if about.st_uid != os.getuid() else f"open to others (mode {about.st_mode & 0o777:o})"
+        raise UserError(f"{folder}: found a folder that is {whose}, expected one for you alone (mode 700); {mend}")
+    return handle
+
+
+def open_lock(name: str, folder: int) -> int:
+    """A file of the folder with this descriptor; made where it is not there, and never a link."""
+    try:
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); set TMPDIR to a folder that you may write"
+            f"{lock_folder() / name}: cannot be opened as a lock ({error.strerror}); remove it and run again"
         ) from None
-    return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from udaseg import ranks
-from udaseg.artifacts import MODEL, file_hash, read_json, run_lock, write_json
+from udaseg.artifacts import MODEL, read_json, run_lock, write_json
 from udaseg.engine import provenance, runtime
 from udaseg.engine.history import EXACT
 from udaseg.engine.optim import build_optimizer
@@ -27,7 +27,7 @@ from udaseg.engine.training import keep
 from udaseg.errors import Interrupted, UserError
 from udaseg.models.trained import sign_again
 from udaseg.params import Params, Run
-from udaseg.workflow import bridges, guard, plan, why
+from udaseg.workflow import altered, bridges, guard, plan, why
 
 ROUNDED = ".6g"  # how the first scheme wrote numbers
 log = logging.getLogger("udaseg")
@@ -55,6 +55,7 @@ def resign(p: Params, names: Sequence[str], steps: int) -> None:
     Raises:
         UserError: names the run and what speaks against it; runs before it are signed by then.
     """
+    status = bridges.status()
     device = runtime.setup(p.run)
     proved: dict[str, Signed] = {}
     signed: dict[str, str] = {}  # model -> DVC's stage
@@ -65,6 +66,7 @@ def resign(p: Params, names: Sequence[str], steps: int) -> None:
             if not provenance.is_done(folder, fingerprint):
                 made = read_json(folder / RECORD, "the record of a training run; without it nothing can be taken over")
                 check_code_alone_changed(run, folder, made)
+                altered.check_made(status, folder)
                 same = proved.get(run.hash)
                 if same is None or (same.folder / HISTORY).read_bytes() != (folder / HISTORY).read_bytes():
                     same = proved[run.hash] = compare_bits(run, folder, made, steps, device)
@@ -128,8 +130,11 @@ def check_code_alone_changed(run: Run, folder: Path, made: dict[str, Any]) -> No
             raise UserError(f"{folder / RECORD}: made from other data; restore them, or train again")
         if made.get("start_hash") != provenance.start_hash(run):
             raise UserError(f"{folder / RECORD}: made from another start ({run.init}); restore it, or train again")
-        if made.get("model_hash") != file_hash(folder / MODEL):
-            raise UserError(f"{folder / MODEL}: is not the file that was trained; restore it, or train again")
+        if (changed := provenance.changed_file(folder, made)) is not None:
+            raise UserError(
+                f"{changed}: is not the file that the training left; restore it (`dvc checkout --force {changed}`), or delete it "
+                f"and train again"
+            )
 
 
 def compare_bits(run: Run, folder: Path, made: dict[str, Any], steps: int, device: Any) -> Signed:

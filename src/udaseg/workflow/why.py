@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from udaseg.artifacts import MODEL, file_hash, read_json
+from udaseg.artifacts import MODEL, read_json
 from udaseg.checking import lookup
 from udaseg.engine import provenance
 from udaseg.engine.provenance import HISTORY, RECORD, SCHEME
@@ -89,8 +89,8 @@ def of_training(run: Run, folder: Path) -> list[str]:
                 )
         except UserError as error:
             reasons.append(str(error))
-    if made.get("model_hash") != file_hash(folder / MODEL):
-        reasons.append(f"{folder / MODEL} is not the file that was trained")
+    if (other := provenance.changed_file(folder, made)) is not None:
+        reasons.append(f"{other} is not the file that the training left")
     return reasons
 
 

@@ -88,7 +88,10 @@ def label_images(
 
     folder = Path(labels.filename).parent if isinstance(labels, np.memmap) and labels.filename else None
     with tempfile.TemporaryFile(dir=folder) as file:
-        levels = np.memmap(file, np.uint16, "w+", shape=labels.shape)
+        for picture in labels:  # written, not mapped: a full disk is an error then, and does not end the process
+            file.write(bytes(2 * picture.size))
+        file.flush()
+        levels = np.memmap(file, np.uint16, "r+", shape=labels.shape)
         histogram = torch.zeros(classes, LEVELS, dtype=torch.int64, device=network.mean.device)
         sizes: dict[int, tuple[int, int]] = {}
         for n, image in images():
