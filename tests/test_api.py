@@ -96,15 +96,39 @@ def test_labels_of_another_size_have_no_overlay(here: Path) -> None:
         udaseg.load(here).overlay("photographs/0.jpg", np.zeros((2, 2), np.uint8))
 
 
+SCORES = {
+    **{"miou": 31.5, "iou": {"road": 33.0, "car": 30.0}, "absent": ["bus"], "other": {}},
+    **{"pixel_accuracy": 80.0, "images": 2, "pixels": 100},
+}
+
+
+def test_damaged_results_are_told_in_one_line(here: Path) -> None:
+    folder = here / "results/streets/sepico/seed3"
+    (folder / "metrics.json").parent.mkdir(parents=True)
+    for name, read in (
+        ("metrics.json", lambda run: run.scores),
+        ("history.csv", lambda run: run.curves),
+        ("features.npz", lambda run: run.features),
+        ("run.json", lambda run: run.made),
+    ):
+        for content in ("[", "7", "a,b\n1", '{"miou": 77.7, "seed": "x"}'):
+            (folder / name).write_text(content)
+            with pytest.raises(UserError, match=rf"{name}: damaged"):
+                read(udaseg.runs()[0])
+    write_json(folder / "metrics.json", SCORES | {"miou": 77.7})
+    with pytest.raises(UserError, match=r"found 77\.7, but the mean of its classes' IoU is 31\.5"):
+        _ = udaseg.runs()[0].scores
+
+
 def test_runs_are_tables(here: Path) -> None:
     folder = here / "results/streets/sepico/seed3"
-    write_json(folder / "metrics.json", {"miou": 31.5})
+    write_json(folder / "metrics.json", SCORES)
     (folder / "history.csv").write_text("step,source,mixed\n10,1.5,\n20,1.25,2\n")
     with (folder / "features.npz").open("wb") as handle:
         np.savez(handle, feature=np.ones((2, 4), np.float16))
     (here / "results/.trained/streets/sepico/seed3").mkdir(parents=True)
     (run,) = udaseg.runs()
-    assert (run.benchmark, run.method, run.seed, run.scores) == ("streets", "sepico", 3, {"miou": 31.5})
+    assert (run.benchmark, run.method, run.seed, run.scores) == ("streets", "sepico", 3, SCORES)
     assert run.curves["step"].tolist() == [10, 20] and np.isnan(run.curves["mixed"][0]) and run.curves["mixed"][1] == 2
     assert run.features["feature"].shape == (2, 4) and run.made == {}
     with pytest.raises(UserError, match="found no such folder, expected one of results"):
@@ -121,7 +145,7 @@ def test_the_import_is_quick_and_loads_no_torch() -> None:
 
 
 def test_the_code_of_the_page_runs(here: Path) -> None:
-    write_json(here / "results/streets/sepico/seed0/metrics.json", {"miou": 31.5})
+    write_json(here / "results/streets/sepico/seed0/metrics.json", SCORES)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S):
         exec(block, names)

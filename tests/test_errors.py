@@ -22,12 +22,17 @@ from PIL import Image
 from tiny_project import ROOT, Project
 from udaseg import cli
 from udaseg.artifacts import run_lock
+from udaseg.classes import NAMES
 from udaseg.models import load_model_file, save_model
 from udaseg.workflow import lease
 
 TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
 CASES: dict[str, Callable[[Project, pytest.MonkeyPatch], list[str]]] = {}
 METHODS = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]
+SCORES = {
+    **{"miou": 1.0, "iou": {"road": 1.0}, "absent": [name for name in NAMES if name != "road"], "other": {}},
+    **{"pixel_accuracy": 2.0, "images": 1, "pixels": 100},
+}
 TRAIN = ["train", "--benchmark", "streets", "--method", "self_training"]
 EVALUATE = ["evaluate", "--benchmark", "streets", "--method", "self_training"]
 ANALYSE = ["analyse", "--benchmark", "streets", "--method", "self_training"]
@@ -268,6 +273,67 @@ def model_damaged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     return EVALUATE
 
 
+def flipped(path: Path) -> None:
+    """In the last tensor, which is one of the head's."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
+
+
+@case
+def model_with_a_flipped_bit(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    flipped(Path(trained(project)))
+    return EVALUATE
+
+
+@case
+def pretrained_with_a_flipped_bit(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    assert cli.main(["pretrain", "--benchmark", "streets"]) == 0
+    flipped(Path("results/streets/pretrained/seed0/model.safetensors"))
+    return TRAIN
+
+
+@case
+def copied_model_with_a_flipped_bit(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    shutil.copy(trained(project), "copy.safetensors")
+    flipped(Path("copy.safetensors"))
+    return ["predict", "copy.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def model_header_that_names_a_file(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    photos(project, "a.png")
+    state, header = load_model_file(trained(project))
+    model = json.loads(header["model"]) | {"backbone_args": {"checkpoint_path": "params.yaml"}}
+    save_model("other.safetensors", state, header | {"model": json.dumps(model)})
+    return ["predict", "other.safetensors", "photos", "--out", "labels"]
+
+
+@case
+def model_in_a_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    Path("results/streets/self_training/seed0/model.safetensors").mkdir(parents=True)
+    return TRAIN
+
+
+@case
+def restart_in_a_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    Path("results/.restart/streets/self_training/seed0/state.pt").mkdir(parents=True)
+    return TRAIN
+
+
+@case
+def lock_in_a_read_only_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+
+    def denied(*_: object, **__: object) -> None:  # root may write anywhere, so the refusal is simulated
+        raise OSError(errno.EACCES, "Permission denied")
+
+    patch.setattr("pathlib.Path.mkdir", denied)
+    return TRAIN
+
+
 @case
 def restart_damaged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     scratch(project)
@@ -346,6 +412,51 @@ def not_trained(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
 @case
 def not_scored(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     return ["compare", "--benchmark", "streets"]
+
+
+def scored(project: Project) -> Path:
+    """A run that was scored, the only one of `run`, and its metrics.json."""
+    trained(project)
+    assert cli.main(EVALUATE) == 0
+    project.set("run/methods", ["self_training"])
+    return Path("results/streets/self_training/seed0/metrics.json")
+
+
+@case
+def scores_forged(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = scored(project)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": 77.7}))
+    return ["compare", "--benchmark", "streets"]
+
+
+@case
+def scores_in_a_folder(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    Path("results/streets/self_training/seed0/metrics.json").mkdir(parents=True)
+    project.set("run/methods", ["self_training"])
+    return ["compare", "--benchmark", "streets"]
+
+
+@case
+def scores_nested_deeply(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = Path("results/streets/self_training/seed0/metrics.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("[" * 100_000)
+    project.set("run/methods", ["self_training"])
+    return ["compare", "--benchmark", "streets"]
+
+
+@case
+def select_of_cut_scores(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    path = scored(project)
+    assert cli.main(ANALYSE) == 0
+    path.write_text(path.read_text()[:40])
+    project.set("select/method", "self_training")
+    return ["select"]
+
+
+@case
+def verify_of_no_reference(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["verify", "results/reference/streets"]
 
 
 def shipped(project: Project, name: str, **changes: object) -> list[str]:
@@ -468,7 +579,7 @@ def import_of_other_parameters(project: Project, patch: pytest.MonkeyPatch) -> l
         "data_hash": "",
     }
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
+    (folder / "metrics.json").write_text(json.dumps(SCORES))
     (folder / "history.csv").write_text("step\n")
     return ["import-run", str(folder), "--reference"]
 
@@ -531,6 +642,7 @@ def features_of_a_diverged_run(project: Project, patch: pytest.MonkeyPatch) -> l
     scratch(project)
     assert cli.main(TRAIN) == 0
     path = project.folder / "results/streets/self_training/seed0/model.safetensors"
+    path.with_name("run.json").unlink()
     state, header = load_model_file(path)
     save_model(
         path,
@@ -696,7 +808,7 @@ def reference_of_two_protocols(project: Project, patch: pytest.MonkeyPatch) -> l
     for seed, protocol in enumerate(("matched", "native")):
         folder = Path(f"results/reference/streets/self_training/seed{seed}")
         folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
+        (folder / "metrics.json").write_text(json.dumps(SCORES))
         (folder / "run.json").write_text(json.dumps({"protocol": protocol}))
     return ["compare", "--benchmark", "streets", "--reference"]
 
@@ -708,7 +820,7 @@ def from_elsewhere(project: Project) -> Path:
     folder = Path("from-elsewhere")
     Path("results/streets/self_training/seed0").rename(folder)
     shutil.rmtree("results/streets")
-    (folder / "metrics.json").write_text('{"miou": 1.0, "iou": {}}')
+    (folder / "metrics.json").write_text(json.dumps(SCORES))
     return folder
 
 

@@ -5,8 +5,6 @@ What stands here is stable: CHANGELOG.md says when it changes. `import udaseg` a
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udaseg.artifacts import MODEL, read_json
+from udaseg import results
+from udaseg.artifacts import MODEL, RECORD, damaged, read_record
 from udaseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -204,19 +203,12 @@ class RunResults:
     @property
     def scores(self) -> dict[str, Any]:
         """metrics.json: `miou`, `iou` by class, `pixel_accuracy` ..., in percent; empty if it was not scored."""
-        path = self.folder / "metrics.json"
-        return dict(read_json(path, "the scores of a run")) if path.exists() else {}
+        return results.scores_below(self.folder) if (self.folder / "metrics.json").exists() else {}
 
     @property
     def curves(self) -> dict[str, np.ndarray]:
         """Columns of history.csv by name: `step` and the losses, NaN where a step had none; empty if it is not there."""
-        path = self.folder / "history.csv"
-        if not path.exists():
-            return {}
-        with path.open(newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
-        names = list(rows[0]) if rows else []
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+        return results.curves_below(self.folder) if (self.folder / "history.csv").exists() else {}
 
     @property
     def features(self) -> dict[str, np.ndarray]:
@@ -224,14 +216,17 @@ class RunResults:
         path = self.folder / "features.npz"
         if not path.exists():
             return {}
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except results.NO_ARRAYS as error:
+            raise damaged(path, str(error)) from None
 
     @property
     def made(self) -> dict[str, Any]:
         """run.json: parameters, code, data, versions and time; empty if it is not there."""
-        path = self.folder / "run.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        path = self.folder / RECORD
+        return read_record(path) if path.exists() else {}
 
 
 def runs(results: str | Path = "results") -> list[RunResults]:

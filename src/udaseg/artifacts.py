@@ -1,23 +1,41 @@
-"""Files that appear complete or not at all, their hashes, and the lock of a run folder."""
+"""Files that appear complete or not at all, what is read back of them, their hashes, and the lock of a run folder."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from udaseg.errors import UserError
 
-MODEL = "model.safetensors"  # of a trained run, in its folder
+MODEL, RECORD = "model.safetensors", "run.json"  # of a trained run, in its folder
 STEP = "step"  # of a training that is not finished, in its restart folder: how far its newest state is
+LARGEST = 2**28  # bytes of a file of text: the manifest of 100 000 images has 4e7
+# What run.json says, where it says it: the report shows it, other steps decide by it.
+TEXTS = (
+    *("benchmark", "method", "protocol", "init", "command", "device", "taken_from", "revision"),
+    *("params_hash", "code_hash", "data_hash", "start_hash", "model_hash", "history_hash"),
+)
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(TEXTS, str),
+    **dict.fromkeys(("seed", "steps", "threads", "ranks", "scheme"), int),
+    **dict.fromkeys(("seconds", "peak_memory_mb"), (int, float)),
+    **dict.fromkeys(("versions", "code", "params"), dict),
+    "resigned": list,
+    "dirty": bool,
+}
+RUNS_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the start of a cell of a spreadsheet
 DENIED = "make the folder writable or choose another"
 IN_THE_WAY = "a file lies where a folder belongs, or the other way round: move it or choose another place"
 NOT_WRITTEN = {
@@ -87,16 +105,93 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Raises UserError if the file is missing or damaged; `what` says what it should be."""
+def read_text(path: Path, what: str, command: str = "") -> str:
+    """Raises UserError if the file is missing, unreadable, no text or too large.
+
+    Args:
+        path: the file.
+        what: what it should be.
+        command: what makes it.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as handle:
+            data = handle.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise damaged(path, f"more than {LARGEST >> 20} MiB", what, command)
+        return data.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; expected {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not found; expected {what}{f'; run `{command}` first' if command else ''}") from None
+    except OSError as error:  # a folder, or a file of another user
         raise UserError(
-            f"{path}: damaged ({error}); expected {what}; delete it and run the step that makes it"
+            f"{path}: cannot be read ({error.strerror}), expected {what}; move away what lies there, or make it readable"
+            f"{f'; then run `{command}` again' if command else ''}"
         ) from None
+    except UnicodeDecodeError as error:
+        raise damaged(path, str(error), what, command) from None
+
+
+def read_json(path: Path, what: str, command: str = "") -> dict[str, Any]:
+    """A JSON object. Arguments and errors as in `read_text`; anything but an object is damaged too."""
+    try:
+        found = parse_json(read_text(path, what, command))
+    except ValueError as error:
+        raise damaged(path, str(error), what, command) from None
+    if not isinstance(found, dict):
+        raise damaged(path, f"a JSON {type(found).__name__}, no object", what, command)
+    return found
+
+
+def read_record(path: Path, command: str = "") -> dict[str, Any]:
+    """run.json. Raises UserError as `read_json`, and for a value of another kind than `provenance.record` writes."""
+    found = read_json(path, "the record of a training run", command)
+    for key, kind in KINDS.items():
+        value = found.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise damaged(path, f"{key}: found {value!r:.60}", "the record of a training run", command)
+    return found
+
+
+def damaged(path: Path, found: str, what: str = "", command: str = "") -> UserError:
+    """The answer to a file that is not what a step left there."""
+    expected = f"; expected {what}" if what else ""
+    advice = f"run `{command}` again" if command else "delete it and run the step that makes it"
+    return UserError(f"{path}: damaged ({' '.join(found.split())[:300]}){expected}; {advice}")
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError for what is no JSON, holds a number that is none, a key twice, or is nested too deeply."""
+    try:
+        return json.loads(text, parse_constant=no_number, object_pairs_hook=without_doubles)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def no_number(text: str) -> None:
+    raise ValueError(f"found {text}, expected a number")
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"found the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """A table as CSV. Texts that a spreadsheet would run as a formula get an apostrophe in front; `cell_text` takes it off."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(cell, row) for row in rows)
+    return text.getvalue()
+
+
+def cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("'", *RUNS_AS_FORMULA)) else value
+
+
+def cell_text(text: str) -> str:
+    """A text that `csv_text` has written."""
+    return text.removeprefix("'")
 
 
 def check_folder(out: Path) -> None:
@@ -107,9 +202,59 @@ def check_folder(out: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """sha256 of a file's bytes.
+
+    Raises:
+        UserError: a folder, or a file that may not be read.
+    """
+    try:
+        with Path(path).open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a file: move what lies there away, or make it readable"
+        ) from None
+
+
+def checked_hash(model: Path, command: str = "") -> str:
+    """sha256 of a trained model, which is that of the record beside it, where that holds one.
+
+    Args:
+        model: the file.
+        command: what makes it; else the record says.
+
+    Raises:
+        UserError: it is another file than was recorded, or the record is damaged.
+    """
+    found, made = file_hash(model), model.parent / RECORD
+    if model.name != MODEL or not made.exists():
+        return found
+    record = read_record(made, command)
+    expected = record.get("model_hash")
+    if expected is not None and expected != found and not in_dvc_lock(model):
+        step = "pretrain" if model.parent.parent.name == "pretrained" else f"train --method {record.get('method')}"
+        command = command or f"udaseg {step} --benchmark {record.get('benchmark')} --seed {record.get('seed')}"
+        raise UserError(
+            f"{model}: damaged or replaced (sha256 {found[:12]}, expected {expected[:12]} as in {RECORD} beside it); run "
+            f"`{command}` again, which makes it anew, or fetch both files again from where they were made"
+        )
+    return found
+
+
+def is_recorded(path: Path, expected: str) -> bool:
+    """Whether a file is what run.json beside it says, or what dvc.lock says."""
+    return file_hash(path) == expected or in_dvc_lock(path)
+
+
+def in_dvc_lock(path: Path) -> bool:
+    """Whether dvc.lock names this very file: `dvc checkout` of another revision brings it, and leaves run.json as it was."""
+    lock = Path("dvc.lock")
+    if not lock.is_file():
+        return False
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "md5").hexdigest()
+    entry = rf"path: {re.escape(path.as_posix())}\n\s+hash: md5\n\s+md5: {digest}\n"
+    return re.search(entry, read_text(lock, "DVC's record")) is not None
 
 
 @contextlib.contextmanager

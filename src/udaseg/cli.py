@@ -273,6 +273,16 @@ def why(args: argparse.Namespace) -> None:
     print(step.why(params.load(), args.run))
 
 
+def verify(args: argparse.Namespace) -> int:
+    from udaseg import params
+    from udaseg.progress import Scoring
+    from udaseg.workflow import verify as step
+
+    text, good = step.verify(params.load(), args.runs, Scoring)
+    print(text)
+    return 0 if good else 1
+
+
 def resign(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.workflow import resign as step
@@ -459,6 +469,15 @@ def make_parser() -> Parser:
     add("identity", identity, "Write what decides each result to results/.identity/, for DVC.", "")
     sub = add("why", why, "Tell which file of the code or key of params.yaml made a run stale.", "streets/pipa/0")
     sub.add_argument("run", help="benchmark/method/seed, or the run's folder; without a seed or method: all of `run`")
+    sub = add(
+        "verify",
+        verify,
+        "Hash data and models anew, score models again, and compare every number with what lies there.",
+        "streets/pipa/0 results/reference/camvid_day2dusk",
+    )
+    sub.add_argument(
+        "runs", nargs="*", metavar="RUN", help="as for `udaseg why`, or below results/reference; none: all of `run`"
+    )
     sub = add(
         "resign",
         resign,

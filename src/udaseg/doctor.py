@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
 
-from udaseg import params
+from udaseg import params, results
+from udaseg.artifacts import MODEL, checked_hash
 from udaseg.data import camvid, formats, prepare, prepared
 from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset, Params, Use, uses
@@ -37,6 +39,7 @@ LEAST_DISK = 1e9
 PIXEL_BYTES = 4  # on the disk while a data set is prepared: two of the zips (streets and CamVid: 1.3 to 1.9), twice
 RUN_BYTES = 3e8  # of one run: model, restart state, features, DVC's copies (small networks need 0.1 GB, MiT-B5 2 GB)
 DVC_SECONDS = 30
+MOST_BYTES = 8e9  # of models that are hashed here, a few seconds
 
 
 @dataclass(frozen=True)
@@ -334,13 +337,44 @@ def dvc(p: Params) -> Iterator[Finding]:
         return
     if done.returncode:
         yield Finding("note", f"`dvc status`: {bridges.last_line(done.stdout + done.stderr)}", "dvc status")
-    elif stale := list(found := json.loads(done.stdout)):
+        return
+    stale = json.loads(done.stdout)
+    if nobodys := list(altered.altered(stale)):
+        text = f"{len(nobodys)} results are not those of dvc.lock and no job has made them so, first {nobodys[0]}"
+        yield Finding("note", text, "`udaseg verify` tells what is wrong; delete it, then `snakemake`")
+    elif stale:
         do = "`snakemake -n` shows what is left to make; once it has nothing to do: `udaseg record`"
-        if path := next(altered.altered(found), None):
-            do = f"{path} was changed by hand or damaged: `udaseg record` says what mends it"
-        yield Finding("note", f"{len(stale)} stages are not as dvc.lock says, first {stale[0]}", do)
+        yield Finding("note", f"{len(stale)} stages are not as dvc.lock says, first {next(iter(stale))}", do)
     else:
         yield Finding("ok", "dvc.lock describes all results here")
+
+
+def files(p: Params) -> Iterator[Finding]:
+    """Models, histories, scores and measures that are here against their records and themselves."""
+    runs = [run for benchmark in p.run.benchmarks for run in plan.runs(p, benchmark)]
+    hashed, looked, bad = 0, 0, []
+    for run in runs:
+        model = run.folder / MODEL
+        hashed += model.stat().st_size if model.is_file() else 0
+        looks: dict[str, Callable[[], object]] = {
+            MODEL: partial(checked_hash, model, run.command("train")),
+            "history.csv": partial(results.history, run),
+            "metrics.json": partial(results.metrics, run),
+            "analysis.json": partial(results.analysis, run),
+        }
+        for name, look in looks.items():
+            if not (run.folder / name).exists() or (name == MODEL and hashed > MOST_BYTES):
+                continue
+            looked += 1
+            try:
+                look()
+            except UserError as error:
+                bad.append(str(error))
+    for text in bad[:3]:
+        yield Finding("problem", text, "`udaseg verify` looks at all files of all runs, and scores models again")
+    if looked and not bad:
+        some = f" (models up to {MOST_BYTES / 1e9:.0f} GB; `udaseg verify` looks at all)" if hashed > MOST_BYTES else ""
+        yield Finding("ok", f"{looked} files of runs are what their records say{some}")
 
 
 def snakemake(p: Params) -> Iterator[Finding]:
@@ -399,5 +433,5 @@ def ago(seconds: float) -> str:
 
 MACHINE: tuple[Callable[[], Iterator[Finding]], ...] = (packages, devices, memory)
 PROJECT: tuple[Callable[[Params], Iterator[Finding]], ...] = (
-    settings, disk, data, weights, git, dvc, snakemake, trainings,
+    settings, disk, data, weights, git, dvc, snakemake, files, trainings,
 )  # fmt: skip

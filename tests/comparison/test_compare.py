@@ -12,6 +12,7 @@ import pytest
 
 from udaseg import params
 from udaseg.artifacts import write_json, write_text
+from udaseg.classes import NAMES
 from udaseg.comparison import compare, tables
 from udaseg.errors import UserError
 from udaseg.params import Params
@@ -22,7 +23,9 @@ FOLDER = Path("results/streets")
 
 
 def put(method: str, seed: int, miou: float, benchmark: str = "streets", **more: Any) -> None:
-    metrics = {"miou": miou, "miou19": miou, "iou": {"road": miou + 1, "car": miou - 1}, "other": {}} | more
+    metrics = {"miou": miou, "miou19": miou, "iou": {"road": miou + 1, "car": miou - 1}, "other": {}}
+    metrics |= {"pixel_accuracy": 90.0, "images": 2, "pixels": 100} | more
+    metrics |= {"absent": [name for name in NAMES if name not in metrics["iou"]]}
     write_json(Path("results", benchmark, method, f"seed{seed}", "metrics.json"), metrics)
 
 
@@ -31,7 +34,13 @@ def three_seeds() -> None:
         [(30.0, 40.0, 60.0), (31.0, 42.0, 62.0), (35.0, 44.0, 64.0)]
     ):
         put("source_only", seed, source_only)
-        put("self_training", seed, self_training, miou13=50.0, other={"teacher": {"miou": self_training + seed}})
+        put(
+            "self_training",
+            seed,
+            self_training,
+            miou13=self_training,
+            other={"teacher": {"miou": self_training + seed}},
+        )
         put("oracle", seed, oracle)
 
 
@@ -59,7 +68,7 @@ def test_three_seeds_by_hand(make_params: MakeParams) -> None:
     assert methods["oracle"]["gain"] == {"mean": 20.0, "std": 0.0, "n": 3, "ci95": [20.0, 20.0], "p": None}
     assert methods["self_training"]["iou"] == {"road": 43.0, "car": 41.0}
     assert methods["self_training"]["other"]["teacher"]["miou"]["mean"] == 43.0
-    assert methods["self_training"]["miou13"]["mean"] == 50.0 and "miou13" not in methods["oracle"]
+    assert methods["self_training"]["miou13"]["mean"] == 42.0 and "miou13" not in methods["oracle"]
     assert all(block["published"] is None for block in methods.values())
 
     assert (FOLDER / "summary.md").read_text() == text
@@ -103,7 +112,7 @@ def test_without_the_reference_there_is_no_gain(make_params: MakeParams) -> None
 
 def test_a_class_that_one_seed_lacks(make_params: MakeParams) -> None:
     three_seeds()
-    put("oracle", 1, 62.0, iou={"road": 70.0})
+    put("oracle", 1, 70.0, iou={"road": 70.0})
     compare.compare_benchmark(make_params(seeds=[0, 1]), "streets")
     assert summary()["methods"]["oracle"]["iou"] == {"road": 65.5, "car": 59.0}
 
@@ -206,15 +215,49 @@ def test_select(make_params: MakeParams) -> None:
     put("self_training", 2, 41.0)
     with pytest.raises(UserError, match=r"history.csv: not found; run `udaseg train .*--seed 2` first"):
         compare.select(p)
-    for name in ("history.csv", "analysis.json", "confusion.csv"):
-        write_text(run / name, f"{name}\n")
+    write_text(run / "history.csv", f"step,learning_rate,source\n{p.benchmarks['streets'].train.steps},0.1,0.5\n")
+    write_json(run / "analysis.json", {"silhouette": 0.5})
     with pytest.raises(UserError, match=r"iou.json: not found; run `udaseg evaluate .*--seed 2` first"):
         compare.select(p)
     assert not compare.SELECTED.exists()
-    write_json(run / "iou.json", [{"class": "road", "iou": 42.0}])
+    # half of 100 pixels of road and 100 of car are right
+    counted(run, {("road", "road"): 50, ("road", "car"): 50, ("car", "car"): 50, ("car", "road"): 50})
+    share = round(100 / 3, 4)
+    iou = {"road": share, "car": share}
+    put("self_training", 2, share, iou=iou, pixel_accuracy=50.0, pixels=200)
+    write_json(run / "iou.json", [{"class": name, "iou": value} for name, value in iou.items()])
     assert compare.select(p) == Path("results/selected/metrics.json")
     for name in ("metrics.json", "iou.json", "confusion.csv", "history.csv"):
         assert (compare.SELECTED / name).read_bytes() == (run / name).read_bytes()
+
+
+def counted(folder: Path, cells: dict[tuple[str, str], int]) -> None:
+    rows = [f"{actual},{predicted},{cells.get((actual, predicted), 0)}" for actual in NAMES for predicted in NAMES]
+    write_text(folder / "confusion.csv", "\n".join(["actual,predicted,pixels", *rows]) + "\n")
+
+
+def test_names_are_escaped_in_the_table(make_params: MakeParams) -> None:
+    three_seeds()
+    name = "<img src=x onerror=alert(1)>|`rm`*"
+    put("self_training", 0, 40.0, other={name: {"miou": 3.0}})
+    text = compare.compare_benchmark(make_params(), "streets")
+    assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt;\\|\\`rm\\`\\*" in text
+    assert name in summary()["methods"]["self_training"]["other"], "a file of values keeps the name"
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_classes_that_a_spreadsheet_would_run(make_params: MakeParams) -> None:
+    p = make_params()
+    p.raw["benchmarks"]["streets"]["classes"] = ["=1+1", "@x"]
+    names = ("=1+1", "@x")
+    for method in p.run.methods:
+        put(method, 0, 30.0, iou=dict.fromkeys(names, 30.0), absent=[])
+        path = FOLDER / method / "seed0/metrics.json"
+        write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "miou19"} | {"absent": []})
+    compare.compare_benchmark(params.parse(p.raw), "streets")
+    head = (FOLDER / "summary.csv").read_text().splitlines()[0].split(",")
+    assert head[-2:] == ["iou.=1+1", "iou.@x"], "behind its prefix a name is no formula"
 
 
 def test_table_of_no_methods_with_a_value() -> None:

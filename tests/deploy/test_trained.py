@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from tiny_project import RAW
 from udaseg import params
+from udaseg.artifacts import file_hash, write_json
 from udaseg.classes import class_space
 from udaseg.devices import choose
 from udaseg.errors import UserError
@@ -114,14 +120,93 @@ def test_no_cuda(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_file_of_a_newer_version(make_model: MakeModel) -> None:
-    message = refused(changed(make_model(), format="3"))
-    assert "its header has format 3, this version reads up to 2" in message
+    message = refused(changed(make_model(), format="4"))
+    assert "its header has format 4, this version reads up to 3" in message
 
 
 def test_a_file_of_the_first_format_is_read(make_model: MakeModel) -> None:
     """It had neither a format nor a test protocol, and named the code."""
     trained = load(changed(make_model(), format=None, test=None, code_hash="0123", unknown="x"))
     assert trained.test.mode == "whole" and trained.header["unknown"] == "x"
+
+
+def without_hash(path: Path, form: str) -> Path:
+    """The file as versions wrote it that formed no hash of the content."""
+    state, header = load_model_file(path)
+    safetensors.torch.save_file(
+        state, path, {key: form if key == "format" else v for key, v in header.items() if key != "sha256"}
+    )
+    return path
+
+
+def test_a_file_of_the_second_format_is_read_and_one_of_the_third_needs_its_hash(make_model: MakeModel) -> None:
+    assert load(without_hash(make_model(), "2")).header["format"] == "2"
+    assert "damaged: its header has no sha256" in refused(without_hash(make_model(), "3"))
+
+
+def test_a_flipped_bit_in_the_last_tensor(make_model: MakeModel) -> None:
+    """Wherever the file was copied to; with its run.json beside it too, whatever its own hash says."""
+    path = make_model()
+    copy, whole = path.with_name("copy.safetensors"), path.read_bytes()
+    copy.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
+    assert "damaged: its content has sha256" in refused(copy)
+    made = {"benchmark": "streets", "method": "oracle", "seed": 3, "model_hash": file_hash(path)}
+    write_json(path.with_name("run.json"), made)
+    load(path)
+    forged = changed(path, method="pipa")
+    message = refused(forged)
+    assert "damaged or replaced" in message and "`udaseg train --method oracle --benchmark streets --seed 3`" in message
+    write_json(path.with_name("run.json"), {"method": "oracle"})  # an old one, without a hash
+    load(path)
+
+
+ODD = {
+    "a file to open": ("model", {"backbone_args": {"checkpoint_path": "/etc/passwd"}}, "backbone_args.checkpoint_path"),
+    "weights to fetch": ("model", {"backbone_args": {"pretrained": True}}, "backbone_args.pretrained"),
+    "more weights": ("model", {"backbone_args": {"pretrained_cfg": {"url": "x"}}}, "backbone_args.pretrained_cfg"),
+    "huge argument": ("model", {"backbone_args": {"stem_width": 10**9}}, "backbone_args.stem_width"),
+    "deep argument": ("model", {"backbone_args": {"depths": [64, 64, 64, 64]}}, "up to 128 blocks"),
+    "nested argument": ("model", {"backbone_args": {"layers": [[[1]]]}}, "backbone_args.layers"),
+    "giant backbone": ("model", {"backbone": "vit_giant_patch14_dinov2"}, "tensor encoder"),
+    "huge width": ("model", {"width": 10**9}, "width 1000000000"),
+    "wide": ("model", {"width": 4096}, r"expected shape \(4096"),
+    "text for a width": ("model", {"width": "8"}, "width: found '8'"),
+    "negative width": ("model", {"width": -1}, "width -1"),
+    "many dilations": ("model", {"dilations": [1] * 10**6}, "1000000 dilations"),
+    "dropout": ("model", {"dropout": 2.0}, "dropout 2.0|dropout: found 2.0"),
+    "std": ("model", {"std": [0.0, 1.0, 1.0]}, "std"),
+    "no backbone": ("model", {"backbone": "../x"}, "expected a timm model name"),
+    "a list": ("model", None, "model: found"),
+    "classes": ("classes", ",".join(map(str, range(300))), "300 classes"),
+    "classes alike": ("classes", ",".join(["road"] * 19), "19 different|different names"),
+    "colour": ("colours", [[999, 0, 0]] * 19, "0 to 255"),
+    "size": ("size", "100000x100000", "size 100000x100000"),
+    "window": (
+        "test",
+        {"mode": "slide", "window": None, "stride": None, "flip": False, "scales": [1.0], "teacher": False},
+        "slide",
+    ),
+    "nesting": ("model", "[" * 10**5, "nested too deeply"),
+    "twice": ("model", '{"width": 1, "width": 2}', "the key 'width' twice"),
+    "number": ("model", '{"width": NaN}', "found NaN"),
+    "format": ("format", "x" * 1000, "its header has format x"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_headers_end_in_one_line_before_anything_is_built(make_model: MakeModel, name: str) -> None:
+    key, value, said = ODD[name]
+    path = make_model()
+    if isinstance(value, dict) and key == "model":
+        value = json.loads(load_model_file(path)[1]["model"]) | value
+    path = changed(path, **{key: value if isinstance(value, str) else json.dumps(value)})
+    began, held = time.process_time(), peak_kilobytes()
+    assert re.search(said, refused(path))
+    assert time.process_time() - began < 10 and peak_kilobytes() - held < 2**20  # of work, however busy the machine
+
+
+def peak_kilobytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def test_the_file_tells_how_test_images_are_looked_at(make_model: MakeModel) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import yaml
-from fake_runs import MakeRuns, write_run
+from fake_runs import LAST, MakeRuns, write_run
 
 from tiny_project import ROOT, Project
 from udaseg import params
@@ -26,6 +26,7 @@ def make_runs(project: Project) -> MakeRuns:
     ) -> Params:
         for method in methods:
             project.raw["methods"].setdefault(method, METHODS[method])
+        project.raw["benchmarks"]["streets"]["train"]["steps"] = LAST
         project.raw["run"] |= {"methods": list(methods), "seeds": list(seeds)}
         project.write()
         p = params.load()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fake_runs import MakeRuns, change, texts
 
+from udaseg import results
 from udaseg.errors import UserError
-from udaseg.figures import features, files
+from udaseg.figures import features
 from udaseg.params import Params
 
 
@@ -17,7 +18,7 @@ def test_maps_show_both_domains_in_class_colours(make_runs: MakeRuns) -> None:
     p = make_runs()
     figure = features.tsne(p, "streets")
     run = p.resolve("streets", "self_training", 0)
-    plane, label, domain = files.tsne(run)
+    plane, label, domain = results.tsne(run)
     ax = figure.axes[1]
     assert ax.get_title() == "self_training" and len(ax.collections) == 2
     for value, points in enumerate(ax.collections):
@@ -59,7 +60,7 @@ def test_measures_are_bars_over_methods(make_runs: MakeRuns) -> None:
 def means(p: Params, key: str) -> list[float]:
     """Of a measure over two seeds, by method."""
     return [
-        float(np.mean([files.analysis(p.resolve("streets", method, seed))[key] for seed in (0, 1)]))
+        float(np.mean([results.analysis(p.resolve("streets", method, seed))[key] for seed in (0, 1)]))
         for method in p.run.methods
     ]
 

@@ -11,6 +11,7 @@ from fake_runs import MakeRuns, change, texts
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from udaseg.comparison.compare import compare_benchmark
 from udaseg.errors import UserError
 from udaseg.figures import gains
 
@@ -60,13 +61,11 @@ def test_no_published_number_is_said(make_runs: MakeRuns) -> None:
     assert [text for text in texts(figure) if text.endswith("| –")]
 
 
-def test_published_numbers_stand_apart(make_runs: MakeRuns) -> None:
-    p = make_runs()
+def test_published_numbers_stand_apart(make_runs: MakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     paper = {"miou": 70.5, "backbone": "DAFormer (MiT-B5)", "tested_on": "cityscapes/val", "variant": "", "source": ""}
-    blocks = summary()["methods"]
-    blocks["sepico"]["published"] = paper
-    blocks["source_only"]["published"] = paper | {"miou": None}
-    change(SUMMARY, methods=blocks)
+    papers = {"sepico": paper, "source_only": paper | {"miou": None}}
+    monkeypatch.setattr("udaseg.comparison.published.lookup", lambda method, *_: papers.get(method))
+    p = make_runs()
     figure = gains.published(p, "streets")
     assert [(*line.get_xdata(), *line.get_ydata()) for line in lines(figure, "published")] == [(70.5, 2)]
     said = " ".join(texts(figure)).replace("\n", " ")
@@ -88,6 +87,12 @@ def test_a_summary_of_other_runs_is_refused(make_runs: MakeRuns) -> None:
         match=r"summary.json: found methods .* with seeds 0, 1, .*run `udaseg compare --benchmark streets` again",
     ):
         gains.gain(p, "streets")
+    compare_benchmark(p, "streets")
+    blocks = summary()["methods"]
+    blocks["sepico"]["miou"]["mean"] = 77.7
+    change(SUMMARY, methods=blocks)
+    with pytest.raises(UserError, match=r"methods.sepico.miou.mean: found 77.7, expected .*`udaseg compare"):
+        gains.published(p, "streets")
     SUMMARY.unlink()
     with pytest.raises(UserError, match=r"summary.json: not found; expected .*`udaseg compare --benchmark streets`"):
         gains.published(p, "streets")

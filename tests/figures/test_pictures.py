@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fake_runs import MakeRuns, texts
 
+from udaseg import results
 from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
-from udaseg.figures import files, pictures
+from udaseg.figures import pictures
 from udaseg.figures.pictures import choose, subject_of
 from udaseg.params import Select, uses
 
@@ -64,7 +65,7 @@ def test_image_truth_predictions_and_errors(make_runs: MakeRuns) -> None:
     p = make_runs()
     figure = pictures.qualitative(p, "streets")
     runs = [p.resolve("streets", method, 0) for method in p.run.methods]
-    scores = {run.method_name: files.image_scores(run) for run in runs}
+    scores = {run.method_name: results.image_scores(run) for run in runs}
     expected = choose(scores["sepico"], scores["self_training"])  # no reference but sepico: it decides
     titles = [f"{image}\n{rule}: {value:+.1f}".replace("-", "−") for rule, image, value in expected]
     assert set(titles) <= set(texts(figure))
@@ -78,7 +79,7 @@ def test_image_truth_predictions_and_errors(make_runs: MakeRuns) -> None:
     assert len(shown) == 4 * 6  # image and truth, three methods; three pairs of columns
     np.testing.assert_array_equal(shown[0], prepared.image(sample))
     np.testing.assert_array_equal(shown[1], palette[truth])
-    found = files.prediction(runs[2], sample.name)
+    found = results.prediction(runs[2], sample.name)
     np.testing.assert_array_equal(shown[18], palette[found])
     right, wrong, void = pictures.ERRORS.values()
     errors = np.where((found == truth)[..., None], right, wrong)
@@ -99,13 +100,18 @@ def test_images_csv_that_is_missing_or_damaged_is_told(make_runs: MakeRuns) -> N
         ("image,score\na,1\n", "no column miou"),
         (good.replace(first, first.rpartition(",")[0]), "a row of another length"),
         (good.replace(rows[1][1], "much"), "found 'much', expected a number"),
-        (good.replace(first + "\n", ""), "other images than in that of source_only"),
+        (good.replace(first + "\n", ""), "[0-9]+ rows of [0-9]+ images, metrics.json has [0-9]+"),
+        (
+            good.replace(first, first.replace(rows[1][1], "101.0")),
+            f"{rows[1][0]}: miou: found 101.0, expected 0 to 100",
+        ),
+        (good.replace(rows[1][0], "elsewhere"), "other images than in that of source_only"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=rf"images.csv: damaged \({what}\); {again}"):
             pictures.qualitative(p, "streets")
     path.unlink()
-    with pytest.raises(UserError, match=r"images.csv: not found; run `udaseg evaluate"):
+    with pytest.raises(UserError, match=r"images.csv: not found; .*run `udaseg evaluate"):
         pictures.qualitative(p, "streets")
 
 

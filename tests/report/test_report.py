@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from written import write_project
+from written import rescore, write_project
 
 from tiny_project import ROOT
 from udaseg import params
@@ -75,8 +75,7 @@ def test_best_of_a_class_is_marked_and_the_oracle_left_out(written: Path) -> Non
 
 def test_a_class_that_nobody_finds_has_no_best(written: Path) -> None:
     for path in Path("results/streets").glob("*/seed0/metrics.json"):
-        metrics = json.loads(path.read_text())
-        path.write_text(json.dumps(metrics | {"iou": metrics["iou"] | {"sky": 0.04}}))
+        rescore(path, sky=0.04)
     compare_benchmark(params.load(), "streets")
     assert row(page(), "classes", "sky") == ["sky", "0.0", "0.0", "0.0"]
 
@@ -103,9 +102,7 @@ def test_twins_and_unequal_starts_are_said(written: Path) -> None:
 
 def test_methods_that_count_other_classes_are_named(written: Path) -> None:
     """The oracle predicts a class that nobody else predicts and no label has."""
-    path = Path("results/streets/oracle/seed0/metrics.json")
-    metrics = json.loads(path.read_text())
-    path.write_text(json.dumps(metrics | {"iou": metrics["iou"] | {"fog": 0.0}, "absent": []}))
+    rescore(Path("results/streets/oracle/seed0/metrics.json"), fog=0.0)
     compare_benchmark(params.load(), "streets")
     text = page()
     assert "over more classes: fog (not for source_only, self_training)." in text and "Not counted" not in text
@@ -139,9 +136,9 @@ def test_limits_of_the_measures_are_said(written: Path) -> None:
     assert "Probes saw all images" in text and "Probes were asked for 3 of 4 classes" in text
 
 
-def test_published_numbers_have_their_source_and_unreadable_ones_say_so(written: Path) -> None:
-    path = Path("results/streets/summary.json")
-    summary = json.loads(path.read_text())
+def test_published_numbers_have_their_source_and_unreadable_ones_say_so(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paper = {
         "backbone": "DAFormer (MiT-B5)",
         "variant": "v1",
@@ -149,9 +146,9 @@ def test_published_numbers_have_their_source_and_unreadable_ones_say_so(written:
         "source": "a paper",
         "iou": {},
     }
-    summary["methods"]["self_training"]["published"] = paper | {"miou": 68.3}
-    summary["methods"]["oracle"]["published"] = paper | {"miou": None}
-    path.write_text(json.dumps(summary))
+    papers = {"self_training": paper | {"miou": 68.3}, "oracle": paper | {"miou": None}}
+    monkeypatch.setattr("udaseg.comparison.published.lookup", lambda method, *_: papers.get(method))
+    compare_benchmark(params.load(), "streets")
     text = page()
     assert "68.3 DAFormer (MiT-B5) on cityscapes/val [1]" in row(text, "methods", "self_training")
     assert "not readable DAFormer (MiT-B5) on cityscapes/val [2]" in row(text, "methods", "oracle")
@@ -291,6 +288,16 @@ def test_snakemake_reads_the_same_caption(name: str, monkeypatch: pytest.MonkeyP
     assert " ".join(report.read_text(f"captions/{name}.rst").split()) in " ".join(unescape(body).split())
 
 
+def change(name: str, **values: object) -> None:
+    path = Path("results/streets", name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def folder_for(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "no summary": (Path("results/streets/summary.json").unlink, "run `udaseg compare --benchmark streets`"),
     "a damaged summary": (lambda: Path("results/streets/summary.json").write_text("{"), "damaged"),
@@ -319,6 +326,26 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "a damaged record": (
         lambda: Path("results/streets/self_training/seed0/run.json").write_text("{]"),
         "self_training/seed0/run.json: damaged",
+    ),
+    "a record of odd values": (
+        lambda: change("self_training/seed0/run.json", versions=["torch"]),
+        "run.json: damaged (versions: found ['torch'])",
+    ),
+    "a summary of other scores": (
+        lambda: rescore(Path("results/streets/oracle/seed0/metrics.json"), sky=96.0),
+        "summary.json: methods.oracle.miou.mean: found 78.3333, expected 78.6667 by the scores",
+    ),
+    "forged scores": (
+        lambda: change("oracle/seed0/metrics.json", miou=77.7),
+        "miou: found 77.7, but the mean of its classes' IoU is 78.3333",
+    ),
+    "forged measures": (
+        lambda: change("oracle/seed0/analysis.json", linear_probe=123.0),
+        "linear_probe: found 123.0, expected 0 to 100",
+    ),
+    "a folder of scores": (
+        lambda: folder_for(Path("results/streets/oracle/seed0/metrics.json")),
+        "metrics.json: cannot be read (Is a directory)",
     ),
     "no scores": (Path("results/streets/oracle/seed0/metrics.json").unlink, "run `udaseg evaluate"),
 }

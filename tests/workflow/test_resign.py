@@ -86,6 +86,11 @@ def test_other_parameters_data_or_files_are_refused(finished: Repository) -> Non
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "is not the file that the training left" in refused(finished)
     model.write_bytes(whole)
+    history = finished / f"{TRAINED}/history.csv"
+    rows = history.read_text()
+    history.write_text(rows[: rows.index("\n", len(rows) // 2) + 1])
+    assert "history.csv: is not the file that was trained" in refused(finished)
+    history.write_text(rows)
     content = data.read_text()
     data.write_text(content + "\n")
     assert "made from other data" in refused(finished)
@@ -103,7 +108,7 @@ def test_a_result_of_the_first_scheme_is_taken_over(finished: Repository, monkey
     monkeypatch.chdir(finished.folder)
     for folder in (Path("results/streets/pretrained/seed0"), Path(TRAINED)):
         made = json.loads((folder / "run.json").read_text())
-        old = {k: v for k, v in made.items() if k not in ("scheme", "code", "params", "model_hash")}
+        old = {k: v for k, v in made.items() if k not in ("scheme", "code", "params", "model_hash", "history_hash")}
         (folder / "run.json").write_text(
             json.dumps(old | {"code_hash": "old", "data_hash": "old", "start_hash": "old"})
         )

@@ -6,17 +6,16 @@ seed gives none.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from udaseg import yaml12
-from udaseg.artifacts import read_json, write_json, write_text, writing
+from udaseg import results, yaml12
+from udaseg.artifacts import RECORD, csv_text, read_json, read_record, write_json, write_text, writing
 from udaseg.comparison import published, tables
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
@@ -41,6 +40,16 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
     Raises:
         UserError: scores of a method and seed are missing or damaged; no labelled split; no reference results.
     """
+    home, summary, p = summarised(p, benchmark, reference=reference)
+    text = tables.markdown(summary, p)
+    write_json(home / "summary.json", summary)
+    write_text(home / "summary.csv", as_csv(summary))
+    write_text(home / "summary.md", text)
+    return text
+
+
+def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dict[str, Any], Params]:
+    """Where the summary belongs, its content, and the parameters with the protocol of what it is over. As `compare_benchmark`."""
     tables.test_split(p, benchmark)
     home = REFERENCES / benchmark if reference else Path("results") / benchmark
     seeds = seeds_below(p, home) if reference else {method: p.run.seeds for method in p.run.methods}
@@ -67,11 +76,47 @@ def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> 
             for method, metrics in scores.items()
         },
     }
-    text = tables.markdown(summary, p)
-    write_json(home / "summary.json", summary)
-    write_text(home / "summary.csv", as_csv(summary))
-    write_text(home / "summary.md", text)
-    return text
+    return home, summary, p
+
+
+def read_summary(p: Params, benchmark: str, *, reference: bool = False) -> dict[str, Any]:
+    """summary.json, if it is about the methods and seeds of params.yaml and says what their scores say; methods in their order.
+
+    Raises:
+        UserError: missing, damaged, of other methods or seeds, or with another number than the scores give.
+    """
+    path = (REFERENCES if reference else Path("results")) / benchmark / "summary.json"
+    again = f"udaseg compare --benchmark {benchmark}{' --reference' if reference else ''}"
+    found = read_json(path, "the comparison of methods", again)
+    methods, seeds = found.get("methods"), found.get("seeds")
+    if not (isinstance(methods, dict) and isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)):
+        raise UserError(f"{path}: found no comparison in it, expected methods and seeds; run `{again}` again")
+    if not reference and (set(methods), set(seeds)) != (set(p.run.methods), set(p.run.seeds)):
+        raise UserError(
+            f"{path}: found methods {', '.join(methods)} with seeds {', '.join(map(str, seeds))}, expected those of "
+            f"`run` in params.yaml; run `{again}` again"
+        )
+    _, expected, _ = summarised(p, benchmark, reference=reference)
+    if difference := next(differences(found, json.loads(json.dumps(expected))), None):
+        raise UserError(f"{path}: {difference} by the scores that it stands on; run `{again}` again")
+    return expected
+
+
+def differences(found: Any, expected: Any, where: str = "") -> Iterator[str]:
+    """Where two JSON values differ, numbers by more than their last digit."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in expected | found:
+            yield from differences(found.get(key), expected.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for k, pair in enumerate(zip(found, expected, strict=True)):
+            yield from differences(*pair, f"{where}[{k}]")
+    elif not same(found, expected):
+        yield f"{where}: found {results.shown(found)}, expected {results.shown(expected)}"
+
+
+def same(one: Any, other: Any) -> bool:
+    numbers = [isinstance(each, int | float) and not isinstance(each, bool) for each in (one, other)]
+    return abs(one - other) <= results.ROUNDING if all(numbers) else one == other and type(one) is type(other)
 
 
 def superseded(benchmark: str) -> dict[str, str]:
@@ -96,8 +141,8 @@ def protocol_below(home: Path, seeds: Mapping[str, Sequence[int]]) -> Literal["m
     Raises:
         UserError: a record is missing or damaged, or there are both.
     """
-    records = [home / method / f"seed{seed}" / "run.json" for method, numbers in seeds.items() for seed in numbers]
-    found = {read_json(path, "the record of a training run").get("protocol"): path for path in records}
+    records = [home / method / f"seed{seed}" / RECORD for method, numbers in seeds.items() for seed in numbers]
+    found = {read_record(path).get("protocol"): path for path in records}
     if len(found) > 1 or not found.keys() <= {"matched", "native"}:
         said = ", ".join(f"{protocol} in {path}" for protocol, path in found.items())
         raise UserError(
@@ -107,12 +152,7 @@ def protocol_below(home: Path, seeds: Mapping[str, Sequence[int]]) -> Literal["m
 
 
 def read_metrics(home: Path, run: Run) -> dict[str, Any]:
-    path = home / run.method_name / f"seed{run.seed}" / "metrics.json"
-    command = run.command("evaluate")
-    metrics = read_json(path, f"the scores of {run.method_name}; run `{command}`")
-    if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and "iou" in metrics):
-        raise UserError(f"{path}: found no scores in it, expected miou and iou; run `{command}` again")
-    return metrics
+    return results.metrics(run, home / run.method_name / f"seed{run.seed}")
 
 
 def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
@@ -207,18 +247,18 @@ def as_csv(summary: dict[str, Any]) -> str:
     blocks = summary["methods"]
     flat = sorted({key for block in blocks.values() for key in block if key.startswith("miou")})
     classes = list(dict.fromkeys(name for block in blocks.values() for name in block["iou"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     keys = [*flat, "gain"]
     head = [f"{key}_{part}" for key in keys for part in ("mean", "std", "n", "low", "high")]
-    writer.writerow(["method", *head, "gain_p", "published", "published_backbone", *(f"iou.{c}" for c in classes)])
+    rows: list[list[Any]] = [
+        ["method", *head, "gain_p", "published", "published_backbone", *(f"iou.{c}" for c in classes)]
+    ]
     for method, block in blocks.items():
         paper = block["published"] or {}
         cells = [cell for key in keys for cell in spread_cells(block.get(key))]
         p = (block["gain"] or {}).get("p")
         ious = [block["iou"].get(name) for name in classes]
-        writer.writerow([method, *cells, p, paper.get("miou"), paper.get("backbone"), *ious])
-    return text.getvalue()
+        rows.append([method, *cells, p, paper.get("miou"), paper.get("backbone"), *ious])
+    return csv_text(rows)
 
 
 def spread_cells(value: dict[str, Any] | None) -> list[float | None]:
@@ -231,7 +271,7 @@ def select(p: Params) -> Path:
     """Copy the selected method's scores (first seed) to results/selected/: fixed paths, so that DVC shows what changed.
 
     Raises:
-        UserError: the run is not trained or not scored.
+        UserError: the run is not trained or not scored, or one of its files is damaged.
     """
     run = p.resolve(p.select.benchmark, p.select.method, p.run.seeds[0])
     steps = {
@@ -244,6 +284,7 @@ def select(p: Params) -> Path:
     for name, step in steps.items():
         if not (run.folder / name).exists():
             raise UserError(f"{run.folder / name}: not found; run `{run.command(step)}` first")
+    results.metrics(run), results.analysis(run), results.history(run)
     for name in steps:
         with writing(SELECTED / name) as temporary:
             shutil.copyfile(run.folder / name, temporary)

@@ -20,6 +20,7 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
     # a subset over all classes (miou19 of 19) says what mIoU says
     extra = sorted({key for b in blocks.values() for key in b if key.startswith("miou")} - {"miou", f"miou{size}"})
     other = sorted({name for block in blocks.values() for name in block["other"]})
+    shown = [plain(name) for name in other]
     twins = any(block["over_off"] for block in blocks.values())
     notes: list[str] = []
     header = [
@@ -28,7 +29,7 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
         "gain [95 %]",
         *(["over its twin"] if twins else []),
         *(f"mIoU{key.removeprefix('miou')}" for key in extra),
-        *other,
+        *shown,
         "published",
     ]
     rows = [
@@ -68,7 +69,7 @@ def heading(summary: dict[str, Any], p: Params, classes: int) -> list[str]:
     return [
         f"# {name}",
         "",
-        f"mIoU over {classes} classes in %, {first}{rendered}; protocol {summary['protocol']}; "
+        f"mIoU over {classes} classes in %, {plain(first)}{rendered}; protocol {summary['protocol']}; "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.",
     ]
 
@@ -87,6 +88,13 @@ def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
     if notes:
         text += " Published numbers come from the papers' own recipes and are not measured here."
     return [text, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
+
+
+def plain(name: str) -> str:
+    """A name of the user's as Markdown shows it: no HTML, no mark-up, no end of a cell."""
+    text = "".join(letter if letter.isprintable() else " " for letter in name)
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{letter}" if letter in "\\`*[]|!" else letter for letter in text)
 
 
 def score(value: dict[str, Any] | None) -> str:

@@ -8,9 +8,7 @@ shapes: B images of one pass, K classes, h w what the network looks at, H W the 
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import logging
 import os
 import time
@@ -26,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from udaseg.artifacts import check_folder, write_text, writing
+from udaseg.artifacts import check_folder, csv_text, write_text, writing
 from udaseg.classes import ClassSpace
 from udaseg.data.convert import fit
 from udaseg.data.images import Unusable, open_image
@@ -275,8 +273,5 @@ def write_answer(answer: Answer, *, out: Path, names: dict[Path, PurePath], pale
 
 def legend(classes: ClassSpace) -> str:
     """CSV: id, name and colour of every class."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("id", "class", "red", "green", "blue"))
-    rows.writerows((k, name, *classes.colours[k]) for k, name in enumerate(classes.names))
-    return text.getvalue()
+    rows = [(k, name, *classes.colours[k]) for k, name in enumerate(classes.names)]
+    return csv_text([("id", "class", "red", "green", "blue"), *rows])

@@ -84,13 +84,19 @@ def load(folder: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as handle:
-        if handle.read(len(FORMAT)) != FORMAT:
-            raise ValueError("not a restart state")
-        digest, payload = handle.read(32), handle.read()
+    try:
+        with path.open("rb") as handle:
+            if handle.read(len(FORMAT)) != FORMAT:
+                raise ValueError("not a restart state")
+            digest, payload = handle.read(32), handle.read()
+    except OSError as error:  # a folder, or a file of another user
+        raise ValueError(str(error.strerror)) from None
     if hashlib.sha256(payload).digest() != digest:
         raise ValueError("incomplete or altered")
-    state = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    except Exception as error:  # of pickle, zipfile or torch, which share no type
+        raise ValueError(" ".join(str(error).split())[:200]) from None
     if not isinstance(state, dict) or not isinstance(state.get("fingerprint"), dict):
         raise ValueError("not a restart state")
     return state

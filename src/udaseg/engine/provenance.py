@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udaseg import __version__, identity
-from udaseg.artifacts import MODEL, file_hash, read_json
+from udaseg.artifacts import MODEL, RECORD, checked_hash, file_hash, read_record
 from udaseg.errors import UserError
 from udaseg.params import Run
 
@@ -25,7 +25,7 @@ OTHER_SCHEME = (
     f"signed under another scheme than {SCHEME}, so its hashes cannot be compared; `udaseg resign RUN` takes it over where it "
     "was made, if its first steps still give the same bits"
 )
-HISTORY, RECORD = "history.csv", "run.json"
+HISTORY = "history.csv"
 VOUCHED = {MODEL: "model_hash", HISTORY: "history_hash"}  # files of a training, and where run.json holds their hashes
 
 
@@ -62,7 +62,11 @@ def data_hash(run: Run) -> str:
 
 
 def start_hash(run: Run) -> str:
-    """Hash of the weights file that the run starts from, or "none"."""
+    """Hash of the weights file that the run starts from, or "none".
+
+    Raises:
+        UserError: there is none, or the pretrained model is not the file that was trained.
+    """
     if run.init == "none":
         return "none"
     if run.init == "imagenet":
@@ -74,7 +78,7 @@ def start_hash(run: Run) -> str:
             f"{run.pretrained}: not found; {run.method_name} starts from source-only weights (init: source_only): run "
             f"`{run.command('pretrain')}` first"
         )
-    return file_hash(run.pretrained)
+    return checked_hash(run.pretrained, run.command("pretrain"))
 
 
 def record(
@@ -112,23 +116,33 @@ def signature(run: Run, fingerprint: dict[str, str], folder: Path) -> dict[str, 
 
 
 def is_done(folder: Path, fingerprint: dict[str, str]) -> bool:
-    """Whether `folder` holds a finished run of these parameters, code and data, whole."""
-    if not all((folder / name).exists() for name in (MODEL, RECORD, HISTORY)):
+    """Whether `folder` holds a finished run of these parameters, code and data, whole: every file is what was written."""
+    if not all((folder / name).is_file() for name in (MODEL, RECORD, HISTORY)):
         return False
-    made = read_json(folder / RECORD, "the record of a training run")
+    try:
+        made = read_record(folder / RECORD)
+    except UserError:
+        return False
     signed = {name: made.get(f"{name}_hash") for name in fingerprint}
-    return fingerprint == signed and changed_file(folder, made) is None
+    return fingerprint == signed and not damaged_files(folder, made)
 
 
-def changed_file(folder: Path, made: dict[str, Any]) -> Path | None:
-    """The first file of a training that is not the one that its record describes; None: all are."""
-    for name, key in VOUCHED.items():
-        known = made.get(key)
-        if known is None and name == HISTORY:  # records of version 0.1 hold no hash of it
-            continue
-        if known != file_hash(folder / name):
-            return folder / name
-    return None
+def damaged_files(folder: Path, made: dict[str, Any]) -> list[str]:
+    """Which of model and history are not what run.json says; a record from before the history had a hash tells its last step."""
+    found = [] if made.get("model_hash") == file_hash(folder / MODEL) else [MODEL]
+    expected, history = made.get("history_hash"), folder / HISTORY
+    if expected != file_hash(history) if expected else last_step(history) != made.get("steps"):
+        found.append(HISTORY)
+    return found
+
+
+def last_step(history: Path) -> int | None:
+    """Of a history whose last line is whole; None where it is not."""
+    text = history.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    step = lines[-1].partition(",")[0] if lines else ""
+    whole = text.endswith("\n") and lines[-1].count(",") == lines[0].count(",") and step.isdecimal()
+    return int(step) if whole else None
 
 
 def machine(where: torch.device) -> dict[str, Any]:

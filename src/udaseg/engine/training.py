@@ -13,12 +13,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg import ranks
-from udaseg.artifacts import MODEL, read_json, run_lock, write_json, writing
+from udaseg.artifacts import IN_THE_WAY, MODEL, RECORD, read_record, run_lock, write_json, writing
 from udaseg.engine import provenance, runtime
 from udaseg.engine.curves import LOGS, Curves
 from udaseg.engine.history import write_history
 from udaseg.engine.optim import build_optimizer
-from udaseg.engine.provenance import HISTORY, RECORD, fingerprint_of, is_done
+from udaseg.engine.provenance import HISTORY, fingerprint_of, is_done
 from udaseg.engine.trainer import Loop, build
 from udaseg.errors import UserError
 from udaseg.methods.base import Method
@@ -60,6 +60,9 @@ def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
 def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate: Validate | None) -> None:
     for leftover in restart.glob(".*.part"):  # of a killed save
         leftover.unlink(missing_ok=True)
+    for name in (MODEL, HISTORY, RECORD):  # said now, not when hours of training are to be written
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name}: found a folder, expected a file or nothing; {IN_THE_WAY}")
     fingerprint = fingerprint_of(run)
     if is_done(folder, fingerprint):
         log.info(
@@ -68,12 +71,20 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
         )
         shutil.rmtree(restart, ignore_errors=True)
         return
+    if (folder / RECORD).exists() and (folder / MODEL).exists() and ranks.rank() == 0:
+        log.info("%s: not the result of these parameters, code and data, or not whole: it is made anew", folder)
     kept = kept_place(folder)
     for finished in (kept, *run.twins):
         if finished != folder and is_done(finished, fingerprint):
             if ranks.rank() == 0:
                 adopt(finished, folder, run.method_name)
             return
+    if strange := sorted(set(run.benchmark.model.backbone_args) - trained.BACKBONE_ARGS):
+        log.warning(
+            "benchmarks.%s.model.backbone_args: %s: `predict`, `export` and `submit` will not read this model, because a file may not "
+            "name that argument (docs/models.md)",
+            *(run.benchmark_name, ", ".join(strange)),
+        )
     method = build(run, device)
     check_crop(run, method, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
@@ -146,7 +157,7 @@ def check_crop(run: Run, method: Method, device: torch.device) -> None:
 
 def adopt(finished: Path, folder: Path, method: str) -> None:
     """Take a finished training of the same parameters, code and data instead of making it again."""
-    made = read_json(finished / RECORD, "the record of a training run")
+    made = read_record(finished / RECORD)
     (folder / RECORD).unlink(missing_ok=True)
     for name in (HISTORY, MODEL):
         with writing(folder / name) as temporary:
@@ -168,13 +179,23 @@ def kept_place(folder: Path) -> Path:
 
 
 def keep(folder: Path) -> None:
-    """Set a finished training aside by hard links: both workflow tools delete a step's results before they run it."""
+    """Set a finished training aside: both workflow tools delete a step's results before they run it.
+
+    The model is a hard link, small files are copies, which what happens to the file in place does not reach.
+    """
     for name in (MODEL, HISTORY, RECORD):
         with writing(kept_place(folder) / name, sync=False) as temporary:
-            try:
-                os.link(folder / name, temporary)
-            except OSError:  # a file system without hard links
+            if name != MODEL or not linked(folder / name, temporary):
                 shutil.copyfile(folder / name, temporary)
+
+
+def linked(path: Path, place: Path) -> bool:
+    """Whether `place` could be made a hard link to `path`; not on every file system."""
+    try:
+        os.link(path, place)
+    except OSError:
+        return False
+    return True
 
 
 class Watcher:

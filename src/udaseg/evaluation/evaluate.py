@@ -7,10 +7,9 @@ Under `other` stand the teacher, what the method does at test time (PLCA aggrega
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from udaseg import ranks
-from udaseg.artifacts import write_json, write_text
+from udaseg.artifacts import csv_text, write_json, write_text
 from udaseg.classes import OTHER, ClassSpace
 from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.engine import runtime
@@ -64,6 +63,26 @@ def evaluate_run(run: Run, watcher: Watcher | None = None) -> str:
 
 
 def _evaluate(run: Run, device: torch.device, watcher: Watcher | None) -> str:
+    scored = score(run, device, watcher)
+    if ranks.rank() != 0:
+        return ""
+    predictions.write(run.folder, scored.each)
+    write_results(run, scored.matrix, scored.metrics)
+    return table(run, scored.use, scored.metrics)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the first rank knows of a run that was scored: the set of the headline, its counts, all scores, each image."""
+
+    use: Use
+    matrix: Tensor
+    metrics: dict[str, Any]
+    each: list[Prediction]
+
+
+def score(run: Run, device: torch.device, watcher: Watcher | None = None) -> Scored:
+    """Score a trained run and write nothing. Errors as of `evaluate_run`."""
     sets = [use for use in uses(run.benchmark) if use.role == "evaluate"]
     if not sets:
         raise UserError(
@@ -87,11 +106,7 @@ def _evaluate(run: Run, device: torch.device, watcher: Watcher | None) -> str:
     for use in sets[1:]:
         matrix, images = count(run, use, model.student, {"": student}, device, watcher=watcher)
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
-    if ranks.rank() != 0:
-        return ""
-    predictions.write(run.folder, each)
-    write_results(run, matrices[""], headline | {"other": other})
-    return table(run, sets[0], headline, other)
+    return Scored(sets[0], matrices[""], headline | {"other": other}, each)
 
 
 def beside(test: Test, student: Predict) -> dict[str, Predict]:
@@ -201,25 +216,26 @@ def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:
 
 def confusion_csv(matrix: Tensor, space: ClassSpace) -> str:
     """actual, predicted, pixels by class name; pixels that are not scored are left out, those of other classes are last if there are any."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("actual", "predicted", "pixels"))
     others = [OTHER] if matrix[len(space)].any() else []
-    for actual, row in zip([*space.names, *others], matrix[: len(space) + len(others)].tolist(), strict=True):
-        writer.writerows((actual, predicted, pixels) for predicted, pixels in zip(space.names, row, strict=True))
-    return text.getvalue()
+    counted = zip([*space.names, *others], matrix[: len(space) + len(others)].tolist(), strict=True)
+    cells = [
+        (actual, predicted, pixels)
+        for actual, row in counted
+        for predicted, pixels in zip(space.names, row, strict=True)
+    ]
+    return csv_text([("actual", "predicted", "pixels"), *cells])
 
 
-def table(run: Run, use: Use, headline: dict[str, Any], other: dict[str, Any]) -> str:
+def table(run: Run, use: Use, metrics: dict[str, Any]) -> str:
     """What a person wants to see at once."""
-    flat = "  ".join(f"{key} {value:.2f}" for key, value in headline.items() if key.startswith("miou"))
+    flat = "  ".join(f"{key} {value:.2f}" for key, value in metrics.items() if key.startswith("miou"))
     width = max(map(len, run.classes.names))
     lines = [
-        f"{run.benchmark_name} {run.method_name} seed {run.seed}: {headline['images']} images of {use.dataset}/{use.split}",
-        f"{flat}  pixel accuracy {headline['pixel_accuracy']:.2f}  (%)",
-        *(f"  {name:<{width}} {value:6.2f}" for name, value in headline["iou"].items()),
+        f"{run.benchmark_name} {run.method_name} seed {run.seed}: {metrics['images']} images of {use.dataset}/{use.split}",
+        f"{flat}  pixel accuracy {metrics['pixel_accuracy']:.2f}  (%)",
+        *(f"  {name:<{width}} {value:6.2f}" for name, value in metrics["iou"].items()),
     ]
-    if headline["absent"]:
-        lines.append(f"  absent, not counted: {', '.join(headline['absent'])}")
-    lines += [f"{name}: miou {block['miou']:.2f}" for name, block in other.items()]
+    if metrics["absent"]:
+        lines.append(f"  absent, not counted: {', '.join(metrics['absent'])}")
+    lines += [f"{name}: miou {block['miou']:.2f}" for name, block in metrics["other"].items()]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ shapes: B images, H W label size, K classes
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import zipfile
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from udaseg.artifacts import write_text, writing
+from udaseg.artifacts import csv_text, write_text, writing
 from udaseg.classes import ClassSpace
 
 if TYPE_CHECKING:  # figures read predictions without torch, which takes seconds to import
@@ -107,11 +106,8 @@ def reduced(label: np.ndarray) -> np.ndarray:
 
 def write(folder: Path, predictions: Sequence[Prediction]) -> None:
     """images.csv and predictions.zip; equal predictions give equal bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "miou", "pixel_accuracy"))
-    writer.writerows((one.image, one.miou, one.pixel_accuracy) for one in predictions)
+    rows = [(one.image, one.miou, one.pixel_accuracy) for one in predictions]
     with writing(folder / "predictions.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for one in predictions:
             archive.writestr(zipfile.ZipInfo(f"{one.image}.png"), one.png)  # dated 1980: no time stamp
-    write_text(folder / "images.csv", text.getvalue())
+    write_text(folder / "images.csv", csv_text([("image", "miou", "pixel_accuracy"), *rows]))

@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from udaseg import results
 from udaseg.classes import ClassSpace
-from udaseg.figures import files
 from udaseg.figures.gains import setting
 from udaseg.figures.style import (
     DOUBLE,
@@ -42,8 +42,8 @@ def iou_by_seed(p: Params, benchmark: str) -> np.ndarray:
     names = space_of(p, benchmark).names
     return np.array(
         [
-            [[files.metrics(run)["iou"].get(name, math.nan) for name in names] for run in runs]
-            for runs in files.runs(p, benchmark).values()
+            [[results.metrics(run)["iou"].get(name, math.nan) for name in names] for run in runs]
+            for runs in results.runs_of(p, benchmark).values()
         ],
         dtype=float,
     )
@@ -113,7 +113,7 @@ def iou_heatmap(p: Params, benchmark: str) -> Figure:
     """IoU of each method and class, the mean over seeds, with the mIoU in front."""
     space, methods = space_of(p, benchmark), list(p.run.methods)
     means = mean_of_known(iou_by_seed(p, benchmark))
-    scores = [[files.metrics(run)["miou"] for run in runs] for runs in files.runs(p, benchmark).values()]
+    scores = [[results.metrics(run)["miou"] for run in runs] for runs in results.runs_of(p, benchmark).values()]
     table = np.column_stack([np.mean(scores, axis=1), means])
     text = np.array([[f"{v:.0f}" if v >= 99.95 else f"{v:.1f}" for v in row] for row in table])
     figure = Figure(figsize=(DOUBLE, 0.2 * len(methods) + 1.5))
@@ -142,11 +142,11 @@ def iou_heatmap(p: Params, benchmark: str) -> Figure:
 
 def confusion(p: Params, benchmark: str) -> Figure:
     """For each method the share of each class's pixels that is taken for each class, over all seeds."""
-    space, runs = space_of(p, benchmark), files.runs(p, benchmark)
+    space, runs = space_of(p, benchmark), results.runs_of(p, benchmark)
     figure, axes, columns = grid(len(runs), 3 if len(space) > 12 else 4, 0.97)
     absent = []
     for k, (ax, (method, group)) in enumerate(zip(axes, runs.items(), strict=True)):
-        counts = np.sum([files.confusion(run) for run in group], axis=0)
+        counts = np.sum([results.confusion(run) for run in group], axis=0)
         truth = counts.sum(1, keepdims=True)
         absent = [name for name, pixels in zip(space.names, truth[:, 0], strict=True) if not pixels]
         share = np.where(truth > 0, 100 * counts / np.maximum(truth, 1), np.nan)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from udaseg.figures import files
+from udaseg import results
 from udaseg.figures.classes import space_of
 from udaseg.figures.gains import setting
 from udaseg.figures.measures import MEASURES, defined, limits
@@ -38,12 +38,12 @@ PROBES = ("linear_probe", "knn")  # a diamond shows the same with the classifier
 
 def tsne(p: Params, benchmark: str) -> Figure:
     """The map of source and target features of each method (first seed): colour is class, marker is domain."""
-    space, runs = space_of(p, benchmark), files.runs(p, benchmark)
+    space, runs = space_of(p, benchmark), results.runs_of(p, benchmark)
     palette = space.palette() / 255
     figure, axes, _ = grid(len(runs), 4, 1.14)
     shown: set[int] = set()
     for ax, (method, group) in zip(axes, runs.items(), strict=True):
-        plane, label, domain = files.tsne(group[0])
+        plane, label, domain = results.tsne(group[0])
         shown |= set(label.tolist())
         for value, (_, marker) in enumerate(DOMAINS):
             at = domain == value
@@ -81,8 +81,8 @@ def scatter(ax: Axes, points: np.ndarray, shades: np.ndarray, marker: str) -> No
 
 def compactness(p: Params, benchmark: str) -> Figure:
     """Measures of the features, a panel for each and a bar for each method; the title says which way is better."""
-    runs = files.runs(p, benchmark)
-    found = {method: [files.analysis(run) for run in group] for method, group in runs.items()}
+    runs = results.runs_of(p, benchmark)
+    found = {method: [results.analysis(run) for run in group] for method, group in runs.items()}
     methods = list(runs)
     figure = Figure(figsize=(DOUBLE, 2 * (0.135 * len(methods) + 0.5) + 0.55))
     axes = figure.subplots(2, 4, sharey=True).ravel()

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from udaseg import results
 from udaseg.classes import class_space
 from udaseg.comparison import tables
-from udaseg.comparison.compare import REFERENCE
+from udaseg.comparison.compare import REFERENCE, read_summary
 from udaseg.comparison.published import backbone_of
-from udaseg.figures import files
 from udaseg.figures.style import EDGE, GREY, SINGLE, Colour, colours, dark, method_rows, note, signed, statement
 from udaseg.params import Params
 
@@ -30,10 +30,10 @@ def setting(p: Params, benchmark: str, *, first: bool = False) -> str:
 
 def gain(p: Params, benchmark: str) -> Figure:
     """mIoU above self-training: mean, 95 % interval and each seed; one seed has no interval."""
-    summary = files.summary(p, benchmark)
+    summary = read_summary(p, benchmark)
     if summary["reference"] is None:
         return statement(f"No gain to show: {REFERENCE} is not among run.methods.")
-    scores = {m: [files.metrics(run)["miou"] for run in runs] for m, runs in files.runs(p, benchmark).items()}
+    scores = {m: [results.metrics(run)["miou"] for run in runs] for m, runs in results.runs_of(p, benchmark).items()}
     methods = [method for method in p.run.methods if method != REFERENCE]
     if not methods:
         return statement(f"No gain to show: run.methods holds {REFERENCE} alone.")
@@ -77,7 +77,7 @@ def beside(ax: Axes, y: float, text: str) -> None:
 
 def published(p: Params, benchmark: str) -> Figure:
     """Measured mIoU beside what the papers report, whose setting is another one."""
-    blocks = files.summary(p, benchmark)["methods"]
+    blocks = read_summary(p, benchmark)["methods"]
     methods = list(p.run.methods)
     papers = {method: blocks[method]["published"] for method in methods if blocks[method]["published"]}
     figure = Figure(figsize=(SINGLE, ROW * len(methods) + 1.5 + 0.12 * len(papers)))

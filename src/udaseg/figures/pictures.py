@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from udaseg import results
 from udaseg.classes import IGNORE
 from udaseg.comparison.compare import REFERENCE
 from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.evaluation.predictions import reduced
-from udaseg.figures import files
 from udaseg.figures.gains import setting
 from udaseg.figures.style import DOUBLE, class_patches, signed, unit
 from udaseg.params import Params, Run, uses
@@ -26,7 +26,7 @@ ERRORS = {"right": (235, 235, 235), "wrong": (213, 94, 0), "not scored": (120, 1
 
 def qualitative(p: Params, benchmark: str) -> Figure:
     """Up to three images side by side (first seed): on top image and truth, below each method's prediction and its errors."""
-    runs = [group[0] for group in files.runs(p, benchmark).values()]
+    runs = [group[0] for group in results.runs_of(p, benchmark).values()]
     scores = image_scores(runs)
     subject, baseline = subject_of(p, benchmark, scores)
     chosen = choose(scores[subject], scores[baseline] if baseline else None)
@@ -60,13 +60,13 @@ def image_scores(runs: list[Run]) -> dict[str, dict[str, float]]:
     Raises:
         UserError: a file is missing or damaged, or two methods were scored on different images.
     """
-    scores = {run.method_name: files.image_scores(run) for run in runs}
+    scores = {run.method_name: results.image_scores(run) for run in runs}
     for run in runs:
         if scores[run.method_name].keys() != scores[runs[0].method_name].keys():
             what = f"other images than in that of {runs[0].method_name}"
-            raise files.damaged(run.folder / "images.csv", what, run, "evaluate")
+            raise results.wrong(run.folder / "images.csv", what, run, "evaluate")
         if np.isnan(list(scores[run.method_name].values())).all():
-            raise files.damaged(run.folder / "images.csv", "no score", run, "evaluate")
+            raise results.wrong(run.folder / "images.csv", "no score", run, "evaluate")
     return scores
 
 
@@ -76,7 +76,7 @@ def images_of(p: Params, benchmark: str, run: Run, names: list[str]) -> tuple[Pr
     prepared = find_prepared(benchmark, use)
     samples = {sample.name: sample for sample in prepared.samples(use.split)}
     if unknown := [name for name in names if name not in samples]:
-        raise files.damaged(run.folder / "images.csv", f"{unknown[0]} is no image of {use.split}", run, "evaluate")
+        raise results.wrong(run.folder / "images.csv", f"{unknown[0]} is no image of {use.split}", run, "evaluate")
     return prepared, [samples[name] for name in names]
 
 
@@ -144,10 +144,10 @@ def panels(axes: np.ndarray, prepared: Prepared, sample: Sample, runs: list[Run]
     picture(axes[0, 1], palette[truth], sample)
     axes[0, 1].set_title("truth", loc="right", fontsize=7, pad=1.5)
     for row, run in zip(axes[1:], runs, strict=True):
-        found = files.prediction(run, sample.name)
+        found = results.prediction(run, sample.name)
         if found.shape != truth.shape:
             what = f"{sample.name} is {found.shape[1]}x{found.shape[0]}, not {truth.shape[1]}x{truth.shape[0]}"
-            raise files.damaged(run.folder / "predictions.zip", what, run, "evaluate")
+            raise results.wrong(run.folder / "predictions.zip", what, run, "evaluate")
         kind = np.where(truth == IGNORE, 2, found != truth)  # index in ERRORS
         picture(row[0], palette[found], sample)
         picture(row[1], np.array(list(ERRORS.values()), np.uint8)[kind], sample)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from udaseg.figures import files
+from udaseg import results
 from udaseg.figures.gains import setting
 from udaseg.figures.style import grid, legend_above, lines, note
 from udaseg.params import Params
@@ -21,7 +21,7 @@ WINDOW = 0.1  # of the run, over which a curve is averaged
 
 def curves(p: Params, benchmark: str) -> Figure:
     """Every loss in a panel of its own, methods as lines; means over seeds."""
-    history = {method: [files.history(run) for run in runs] for method, runs in files.runs(p, benchmark).items()}
+    history = {method: [results.history(run) for run in runs] for method, runs in results.runs_of(p, benchmark).items()}
     look = lines(p.run.methods)
     names = list(dict.fromkeys(key for group in history.values() for one in group for key in one if key != "step"))
     figure, axes, columns = grid(len(names), 4, 0.66)

@@ -150,7 +150,7 @@ def _create(name: str, args: Mapping[str, Any]) -> Any:
                 body = _features_only(name, {"dynamic_img_size": True} | arguments)
             except TypeError:  # a relative of the ViT that has no such argument
                 body = _features_only(name, arguments)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError, ArithmeticError) as error:
         raise UserError(
             f"model.backbone_args: found {arguments}, which timm's {name} does not take ({error}); "
             "expected arguments of its constructor: remove or correct the one named"

@@ -1,15 +1,24 @@
-"""Model files: safetensors with a text header, written whole or not at all, equal bytes for equal weights."""
+"""Model files: safetensors with a text header, written whole or not at all, equal bytes for equal weights.
 
+The header's metadata hold a hash of all else in the file, so that a damaged file is noticed wherever it was copied to.
+"""
+
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from udaseg.artifacts import writing
+from udaseg.artifacts import parse_json, writing
 from udaseg.errors import UserError
+
+CONTENT = "sha256"  # key of the metadata: of the same file without this key
+LONGEST = 2**23  # bytes of a header; those of the largest networks, with a teacher, have 5e5
+UNREADABLE = (SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
 
 
 def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -28,37 +37,76 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[
     blob = memoryview(safetensors.torch.save(copies, metadata=dict(metadata)))
     # The library writes the metadata in a random order, so that the header is written here.
     length = int.from_bytes(blob[:8], "little")
-    header = json.loads(bytes(blob[8 : 8 + length]))
-    tensors = {name: header[name] for name in sorted(header) if name != "__metadata__"}
-    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **tensors}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants tensor data aligned to 8 bytes
+    tensors = without(json.loads(bytes(blob[8 : 8 + length])), "__metadata__")
+    data, about = blob[8 + length :], without(metadata, CONTENT)
+    digest = hashlib.sha256(header_text(about, tensors))
+    digest.update(data)
+    text = header_text(about | {CONTENT: digest.hexdigest()}, tensors)
 
     with writing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        file.write(blob[8 + length :])
+        file.write(data)
+
+
+def header_text(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
+    """The header as it stands in a file: metadata and tensors sorted by name."""
+    content = {"__metadata__": dict(sorted(metadata.items())), **dict(sorted(tensors.items()))}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)  # the format wants tensor data aligned to 8 bytes
+
+
+def without(block: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != key}
 
 
 def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a safetensors file.
+    """Reads a safetensors file. One that `save_model` wrote is compared with the hash in its header.
 
     Returns:
         The tensors by name (on the CPU) and the header's metadata.
 
     Raises:
-        UserError: no such file, or not a complete safetensors file.
+        UserError: no such file, not a complete safetensors file, or not what was written.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"found nothing at {path}, expected a model file (safetensors): give its path or make it first")
     try:
+        metadata, found = read_whole(path)
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except UNREADABLE as error:
         raise UserError(
-            f"{path}: found {path.stat().st_size} bytes that are no complete safetensors file ({error}); "
-            "expected one: remove the file and make or fetch it again"
-        ) from error
+            f"{path}: found {path.stat().st_size} bytes that are no complete safetensors file "
+            f"({' '.join(str(error).split())[:200]}); expected one: remove the file and make or fetch it again"
+        ) from None
+    if metadata.get(CONTENT, found) != found:
+        raise UserError(
+            f"{path}: damaged: its content has sha256 {found[:12]}, expected {metadata[CONTENT][:12]} as in its header; "
+            "remove the file and make or fetch it again"
+        )
+    return state, metadata
+
+
+def read_whole(path: Path) -> tuple[dict[str, str], str]:
+    """The header's metadata, and the hash of everything else in the file.
+
+    Raises:
+        ValueError: not a header of this format.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LONGEST, path.stat().st_size - 8):
+            raise ValueError(f"a header of {length} bytes")
+        tensors = parse_json(file.read(length).decode())
+        metadata = tensors.pop("__metadata__", {}) if isinstance(tensors, dict) else None
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("a header without names of tensors and texts")
+        digest = hashlib.sha256(header_text(without(metadata, CONTENT), tensors))
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return metadata, digest.hexdigest()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -70,7 +118,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: damaged ({error}); fetch it again from where it was made") from None
 
 

@@ -19,10 +19,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from udaseg import results
 from udaseg.artifacts import writing
+from udaseg.comparison.compare import read_summary
 from udaseg.comparison.tables import synthetic, test_split
 from udaseg.errors import UserError
-from udaseg.figures import files
 from udaseg.params import Params, Run, uses
 from udaseg.report import papers, tables
 from udaseg.report.tables import Scored
@@ -65,10 +66,10 @@ def write_report(p: Params, benchmark: str) -> Path:
     """
     folder = Path("results") / benchmark
     test_split(p, benchmark)
-    summary = files.summary(p, benchmark)
+    summary = read_summary(p, benchmark)
     methods = {
-        method: [Scored(run, files.metrics(run), files.analysis(run), files.record(run)) for run in runs]
-        for method, runs in files.runs(p, benchmark).items()
+        method: [Scored(run, results.metrics(run), results.analysis(run), results.record(run)) for run in runs]
+        for method, runs in results.runs_of(p, benchmark).items()
     }
     pictures = [read_picture(benchmark, name) for name in FIGURES]
     text = render(p, summary, methods, pictures)
@@ -113,7 +114,8 @@ def read_picture(benchmark: str, name: str) -> Picture:
             data, (width, height) = buffer.getvalue(), image.size
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `{command}`") from None
-    except (OSError, SyntaxError) as error:  # Pillow's answers to a damaged PNG
+    # Pillow's answers to a damaged PNG, and to one of too many pixels
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: no complete PNG ({error}); run `{command}` again") from None
     title, alt = FIGURES[name]
     caption = " ".join(read_text(f"captions/{name}.rst").split())

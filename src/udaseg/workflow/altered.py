@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from udaseg.artifacts import file_hash, read_json
+from udaseg.artifacts import RECORD, file_hash, read_json, read_record
 from udaseg.data.prepare import content_hash
-from udaseg.engine.provenance import RECORD, VOUCHED
+from udaseg.engine.provenance import VOUCHED
 from udaseg.errors import UserError
 from udaseg.workflow import guard
 
@@ -99,4 +99,4 @@ def is_vouched(path: Path) -> bool:
     record = path.with_name(RECORD)
     if key is None or not record.is_file():
         return False
-    return bool(read_json(record, "the record of a training run").get(key) == file_hash(path))
+    return bool(read_record(record).get(key) == file_hash(path))

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from udaseg import identity
-from udaseg.artifacts import MODEL, file_hash, read_json, writing
+from udaseg import identity, results
+from udaseg.artifacts import MODEL, RECORD, file_hash, read_record, writing
 from udaseg.engine import provenance
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
@@ -33,19 +33,19 @@ def import_run(params: Params, folder: Path, *, reference: bool) -> Path:
         UserError: a file is missing or damaged; the run was made with other parameters, code or data than those of this
             checkout; the model that it started from is not here.
     """
-    made = read_json(folder / "run.json", "the record of a training run")
+    made = read_record(folder / RECORD)
     try:
         run = params.resolve(made["benchmark"], made["method"], int(made["seed"]))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{folder / 'run.json'}: found no benchmark, method and seed; expected a run of udaseg"
         ) from None
-    check_scores(folder)
     wanted = SCORES if reference else (*SCORES, MODEL)
     for name in wanted:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: not found; expected a finished run (--reference needs no model)")
     same_hashes(folder, made, run, reference=reference)
+    check_files(run, folder)
     if reference:
         measured = ("analysis.json",) if (folder / "analysis.json").is_file() else ()
         return copied(folder, Path("results/reference", *run.folder.parts[1:]), (*wanted, *measured))
@@ -73,11 +73,15 @@ def copied(folder: Path, home: Path, names: tuple[str, ...]) -> Path:
     return home
 
 
-def check_scores(folder: Path) -> None:
-    command = f"run `udaseg evaluate` where {folder} was made"
-    metrics = read_json(folder / "metrics.json", f"the scores of the run; {command}")
-    if not (isinstance(metrics, dict) and isinstance(metrics.get("miou"), float) and "iou" in metrics):
-        raise UserError(f"{folder / 'metrics.json'}: found no scores in it, expected miou and iou; {command} again")
+def check_files(run: Run, folder: Path) -> None:
+    """Raises UserError where a file is damaged, or scores contradict each other."""
+    try:
+        results.metrics(run, folder)
+        results.history(run, folder)
+        if (folder / "analysis.json").exists():
+            results.analysis(run, folder)
+    except UserError as error:
+        raise UserError(f"{error} where {folder} was made") from None
 
 
 def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool) -> None:
@@ -106,5 +110,7 @@ def same_hashes(folder: Path, made: dict[str, Any], run: Run, *, reference: bool
                 f"{folder / MODEL}: params_hash: found {found}, expected {run.hash}; the model does not belong to the "
                 f"run.json beside it"
             )
-        if (other := provenance.changed_file(folder, made)) is not None:
-            raise UserError(f"{other}: is not the file that the run.json beside it describes; fetch both again")
+        if bad := provenance.damaged_files(folder, made):
+            raise UserError(
+                f"{folder / bad[0]}: is not the file that the run.json beside it describes; fetch both again"
+            )

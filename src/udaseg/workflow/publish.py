@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from udaseg import params, yaml12
-from udaseg.artifacts import read_json, write_text
+from udaseg import params, results, yaml12
+from udaseg.artifacts import write_text
 from udaseg.checking import lookup
 from udaseg.comparison import compare
 from udaseg.errors import UserError
@@ -155,7 +155,7 @@ def git(*words: str, at: Path = Path("."), date: str | None = None) -> str:
 
 def summary(p: Params, runs: Sequence[Run]) -> str:
     width = max(len(tag(run)) for run in runs)
-    scores = [read_json(run.folder / "metrics.json", "the scores of a run")["miou"] for run in runs]
+    scores = [results.metrics(run)["miou"] for run in runs]
     lines = [f"{tag(run):<{width}}  mIoU {score:5.2f}" for run, score in zip(runs, scores, strict=True)]
     pair = f"{tag(runs[0])} {tag(runs[-1]) if len(runs) > 1 else 'HEAD'}"
     return "\n".join(

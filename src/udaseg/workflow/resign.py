@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from udaseg import ranks
-from udaseg.artifacts import MODEL, read_json, run_lock, write_json
+from udaseg.artifacts import MODEL, RECORD, read_record, run_lock, write_json
 from udaseg.engine import provenance, runtime
 from udaseg.engine.history import EXACT
 from udaseg.engine.optim import build_optimizer
-from udaseg.engine.provenance import HISTORY, RECORD, SCHEME
+from udaseg.engine.provenance import HISTORY, SCHEME
 from udaseg.engine.trainer import Loop, build
 from udaseg.engine.training import keep
 from udaseg.errors import Interrupted, UserError
@@ -64,7 +64,9 @@ def resign(p: Params, names: Sequence[str], steps: int) -> None:
             check_data_first(p, run)
             fingerprint = provenance.fingerprint_of(run)
             if not provenance.is_done(folder, fingerprint):
-                made = read_json(folder / RECORD, "the record of a training run; without it nothing can be taken over")
+                if not (folder / RECORD).exists():
+                    raise UserError(f"{folder / RECORD}: not found; without it nothing can be taken over, train again")
+                made = read_record(folder / RECORD)
                 check_code_alone_changed(run, folder, made)
                 altered.check_made(status, folder)
                 same = proved.get(run.hash)
@@ -130,9 +132,9 @@ def check_code_alone_changed(run: Run, folder: Path, made: dict[str, Any]) -> No
             raise UserError(f"{folder / RECORD}: made from other data; restore them, or train again")
         if made.get("start_hash") != provenance.start_hash(run):
             raise UserError(f"{folder / RECORD}: made from another start ({run.init}); restore it, or train again")
-        if (changed := provenance.changed_file(folder, made)) is not None:
+        if bad := provenance.damaged_files(folder, made):
             raise UserError(
-                f"{changed}: is not the file that the training left; restore it (`dvc checkout --force {changed}`), or delete it "
+                f"{folder / bad[0]}: is not the file that was trained; restore it (`dvc checkout --force {folder / bad[0]}`), or delete it "
                 f"and train again"
             )
 

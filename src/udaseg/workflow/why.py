@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from udaseg.artifacts import MODEL, read_json
+from udaseg.artifacts import MODEL, RECORD, read_record
 from udaseg.checking import lookup
 from udaseg.engine import provenance
-from udaseg.engine.provenance import HISTORY, RECORD, SCHEME
+from udaseg.engine.provenance import HISTORY, SCHEME
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 from udaseg.workflow import guard, plan
@@ -76,7 +76,7 @@ def of_training(run: Run, folder: Path) -> list[str]:
     """What is different from when the model was trained; empty where nothing is."""
     if missing := [name for name in (MODEL, HISTORY, RECORD) if not (folder / name).exists()]:
         return [f"not trained: {folder / missing[0]} is not there"]
-    made = read_json(folder / RECORD, "the record of a training run")
+    made = read_record(folder / RECORD)
     if made.get("scheme") != SCHEME:
         return [provenance.OTHER_SCHEME.replace("RUN", f"{run.benchmark_name}/{run.method_name}/{run.seed}")]
     now = {"code": provenance.code_of(run), "params": run.resolved}
@@ -89,9 +89,9 @@ def of_training(run: Run, folder: Path) -> list[str]:
                 )
         except UserError as error:
             reasons.append(str(error))
-    if (other := provenance.changed_file(folder, made)) is not None:
-        reasons.append(f"{other} is not the file that the training left")
-    return reasons
+    return reasons + [
+        f"{folder / name} is not the file that was trained" for name in provenance.damaged_files(folder, made)
+    ]
 
 
 def of_step(p: Params, step: str, run: Run, target: str) -> list[str]:
