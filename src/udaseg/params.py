@@ -186,7 +186,7 @@ class Hrda:
     detail_weight: Share = 0.1  # share of the detail logits' own loss
     context_weight: Share = 0.0  # share of the context logits' own loss: an ablation
     fusion: Literal["hrda", "cluda"] = "hrda"  # cluda: enlarged first, weighted then
-    windows_at_once: Annotated[int, Range(least=1, most=9)] | None = (
+    windows_at_once: Count | None = (
         None  # of the teacher, to save memory; another number is another result
     )
 
