@@ -186,9 +186,7 @@ class Hrda:
     detail_weight: Share = 0.1  # share of the detail logits' own loss
     context_weight: Share = 0.0  # share of the context logits' own loss: an ablation
     fusion: Literal["hrda", "cluda"] = "hrda"  # cluda: enlarged first, weighted then
-    windows_at_once: Count | None = (
-        None  # of the teacher, to save memory; another number is another result
-    )
+    windows_at_once: Count | None = None  # of the teacher, to save memory; another number is another result
 
 
 @dataclass(frozen=True)
