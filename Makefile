@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
          tests/test_oracles.py tests/test_committed.py
 
-.PHONY: help demo test check quick plan-check small fuzz audit install clean
+.PHONY: help demo test check quick plan-check small fuzz rehearsal audit install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make small  the whole workflow with two steps of training, in small/"
 	@echo "make plan-check  style of the rules; every benchmark plans without data"
 	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
+	@echo "make rehearsal  every benchmark on licensed data, on generated stand-ins (B=gta2cityscapes: that one)"
 	@echo "make audit  known holes of the pinned packages, where an index is in reach"
 	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
@@ -72,6 +73,11 @@ SECONDS ?= 1500
 SEED ?= 0
 fuzz: $(VENV)/installed
 	@PYTHONPATH="$(CURDIR)/src" $(BIN)/python tests/fuzz/fuzz.py --cases $(N) --seconds $(SECONDS) --seed $(SEED)
+
+# From delivered files to the page, two steps of training, true image sizes: docs/reproduce.md tells how long.
+B ?=
+rehearsal: $(VENV)/installed
+	@$(BIN)/python tests/rehearsal/rehearsal.py $(B)
 
 audit:
 	@$(PYTHON) .ci/audit

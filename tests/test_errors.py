@@ -20,10 +20,11 @@ import yaml
 from PIL import Image
 
 from tiny_project import ROOT, Project
-from udaseg import cli
+from udaseg import cli, params
 from udaseg.artifacts import run_lock
 from udaseg.classes import NAMES
-from udaseg.models import load_model_file, save_model
+from udaseg.models import build_model, load_model_file, save_model
+from udaseg.models import trained as model_files
 from udaseg.workflow import lease
 
 TABLE = dict(re.findall(r"^\| ([a-z-]+) \| `(.+)` \|$", (ROOT / "docs/errors.md").read_text(), re.M))
@@ -957,6 +958,58 @@ def crop_below_the_blur(project: Project, patch: pytest.MonkeyPatch) -> list[str
     scratch(project)
     project.set("benchmarks/streets/train/crop", "4x4")
     return TRAIN
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("owned",)
+
+
+def published(**state: object) -> list[str]:
+    """A checkpoint of somebody else, with these below `state_dict`."""
+    torch.save({"state_dict": state}, "latest.pth")
+    return ["import-checkpoint", "latest.pth", "--like", "streets"]
+
+
+@case
+def checkpoint_with_code(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return published(x=Hostile())
+
+
+@case
+def checkpoint_of_another_network(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return published(**{"classifier.0.convs.0.0.weight": torch.zeros(1)})
+
+
+@case
+def checkpoint_not_whole(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    command = published(x=torch.zeros(100))
+    Path("latest.pth").write_bytes(Path("latest.pth").read_bytes()[:300])
+    return command
+
+
+@case
+def checkpoint_with_unknown_tensors(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return published(**{"backbone.extra.weight": torch.zeros(1), "decode_head.conv_seg.bias": torch.zeros(19)})
+
+
+@case
+def scored_without_a_method(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["evaluate", "--benchmark", "streets"]
+
+
+@case
+def scored_under_a_wrong_name(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["evaluate", "--benchmark", "streets", "--model", "m.safetensors", "--name", "a/b"]
+
+
+@case
+def scored_with_other_classes(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    block = {**project.raw["benchmarks"]["streets"], "classes": ["road", "sky"]}
+    p = params.parse({**project.raw, "benchmarks": {"streets": block}})
+    model = build_model(p.benchmarks["streets"].model, 2)
+    model_files.save(Path("m.safetensors"), p.resolve("streets", "source_only", 0), {"": model})
+    return ["evaluate", "--benchmark", "streets", "--model", "m.safetensors"]
 
 
 def test_every_row_is_provoked() -> None:

@@ -197,7 +197,16 @@ def evaluate(args: argparse.Namespace) -> None:
     from udaseg.evaluation import evaluate as step
     from udaseg.progress import Scoring
 
-    run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
+    p = params.load(args.params)
+    if args.model:
+        from udaseg.deploy import score
+
+        options = {"name": args.name, "method": args.method, "watcher": Scoring}
+        print(score.evaluate_file(p, Path(args.model), args.benchmark, **options))
+        return
+    if not args.method:
+        raise UserError("name --method, or --model with a model file to score as it is")
+    run = p.resolve(args.benchmark, args.method, args.seed)
     print(step.evaluate_run(run, Scoring))
 
 
@@ -315,6 +324,15 @@ def publish_methods(args: argparse.Namespace) -> None:
     print(publish.publish_methods(args.methods))
 
 
+def import_checkpoint(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.models import official
+
+    like = params.load(args.params).resolve(args.like, "source_only", 0)
+    out = Path(args.out) if args.out else None
+    print(official.import_checkpoint(Path(args.file), like, out, network=args.network))
+
+
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
@@ -425,14 +443,19 @@ def make_parser() -> Parser:
             "--benchmark streets --method self_training --seed 0",
         )
     )
-    with_run(
+    sub = with_params(
         add(
             "evaluate",
             evaluate,
             "Score a trained model on the benchmark's test images.",
-            "--benchmark streets --method oracle",
+            "--benchmark streets --method oracle, or --model FILE: udaseg evaluate --model published.safetensors --benchmark gta2cityscapes",
         )
     )
+    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--method", help="with --model: whose published number and runs stand beside it")
+    sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0)
+    sub.add_argument("--model", help="a model file, scored as it is into results/published/")
+    sub.add_argument("--name", help="with --model: of its folder there (default: the file's)")
     with_run(
         add(
             "analyse",
@@ -501,6 +524,22 @@ def make_parser() -> Parser:
     )
     sub.add_argument("folder")
     sub.add_argument("--reference", action="store_true", help="into results/reference/ (committed), not results/")
+
+    sub = with_params(
+        add(
+            "import-checkpoint",
+            import_checkpoint,
+            "Make a model file of a checkpoint that the authors of a paper published.",
+            "latest.pth --like gta2cityscapes",
+        )
+    )
+    sub.add_argument("file", help=".pth, or the .tar.gz that holds it")
+    sub.add_argument("--like", required=True, metavar="BENCHMARK", help="whose classes, image size and test protocol")
+    sub.add_argument("--out", help="the model file to write (default: beside it, ending in .safetensors)")
+    both = sub.add_mutually_exclusive_group()
+    both.add_argument("--student", dest="network", action="store_const", const="student", help="(default)")
+    both.add_argument("--teacher", dest="network", action="store_const", const="teacher", help="the averaged network")
+    sub.set_defaults(network="student")
 
     sub = add(
         "publish-methods",

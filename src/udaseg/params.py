@@ -49,7 +49,7 @@ from udaseg.recipes.self_training import SelfTraining
 from udaseg.recipes.source_only import Supervised
 
 NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
-RESERVED = ("raw", "reference", "selected")  # data/raw, results/reference, results/selected
+RESERVED = ("raw", "reference", "selected", "published")  # data/raw, results/{reference,selected,published}
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 LICENSED = ("gta5", "synthia", "cityscapes", "dark_zurich", "acdc", "nighttime_driving", "bdd100k_night")
 
@@ -204,6 +204,7 @@ class Model:
     positions: Literal["timm", "hub"] = "timm"  # how a plain ViT's position table is resized
     frozen: bool = False  # the encoder is not trained
     embedding: Width | None = None  # of the stages in fusion heads; None: `width`
+    embedding_norm: bool = False  # BatchNorm and ReLU after each: mmsegmentation's SegFormer
     hrda: Hrda | None = None  # two resolutions
 
 

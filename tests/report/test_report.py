@@ -65,6 +65,24 @@ def test_numbers_are_those_of_the_files(written: Path) -> None:
     assert "4, 8,192" in text and "synthetic images" in text
 
 
+def test_published_checkpoints_stand_beside_the_methods(written: Path) -> None:
+    before = page()
+    home = Path("results/published/streets/mic <b>")
+    home.mkdir(parents=True)
+    (home / "metrics.json").write_text(json.dumps({"miou": 61.25, "iou": {"road": 1.0}}))
+    origin = {"file": "latest.pth", "sha256": "ab" * 32, "family": "HRDA or MIC", "network": "student"}
+    network = params.load().raw["benchmarks"]["streets"]["model"]
+    (home / "run.json").write_text(json.dumps({"origin": origin, "method": "self_training", "network": network}))
+    compare_benchmark(params.load(), "streets")
+    text = page()
+    assert "checkpoints-table" not in before and "<b>" not in re.sub(r"<b><span.*?</b>", "", text)
+    assert row(text, "checkpoints", "mic &lt;b&gt;")[1:] == ["published checkpoint", "61.25", "39.42", "-"]
+    assert "HRDA or MIC, student, of latest.pth (sha256 abababababababab)" in text
+    shutil.rmtree(home)
+    compare_benchmark(params.load(), "streets")
+    assert page() == before
+
+
 def test_best_of_a_class_is_marked_and_the_oracle_left_out(written: Path) -> None:
     text = page()
     assert row(text, "classes", "road") == ["road", "★ best: 40.0", "8.0", "90.0"]

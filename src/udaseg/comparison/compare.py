@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from udaseg import results, yaml12
 from udaseg.artifacts import RECORD, csv_text, read_json, read_record, write_json, write_text, writing
-from udaseg.comparison import published, tables
+from udaseg.comparison import checkpoints, published, tables
 from udaseg.errors import UserError
 from udaseg.params import Params, Run
 
@@ -76,6 +76,8 @@ def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dic
             for method, metrics in scores.items()
         },
     }
+    if beside := {} if reference else checkpoints.rows(p, benchmark):
+        summary["checkpoints"] = beside
     return home, summary, p
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from udaseg.checking import lookup
+from udaseg.comparison import checkpoints
 from udaseg.errors import UserError
 from udaseg.params import Params
 
 MARK = " †"  # of a row that a correction has superseded
+UNPAIRED = "Trained elsewhere and scored here, each file once: nothing pairs them with the seeds above."
 SYNTHETIC = ("streets", "gta5", "synthia")  # formats of rendered images
 
 
@@ -44,7 +46,38 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
         ]
         for method, block in blocks.items()
     ]
-    return "\n".join([*heading(summary, p, size), "", *aligned(header, rows), "", *footnotes(summary, notes)]) + "\n"
+    lines = [*heading(summary, p, size), "", *aligned(header, rows), "", *footnotes(summary, notes)]
+    return "\n".join([*lines, *files_scored(summary, test_split(p, summary["benchmark"]))]) + "\n"
+
+
+def files_scored(summary: dict[str, Any], test_set: str) -> list[str]:
+    """The table of published checkpoints and other model files, where there are any: comparison/checkpoints.py."""
+    found = summary.get("checkpoints", {})
+    if not found:
+        return []
+    notes: list[str] = []
+    extra = sorted({key for row in found.values() for key in row if key.startswith("miou")} - {"miou"})
+    header = [
+        "model file",
+        "kind",
+        "mIoU",
+        *(f"mIoU{key.removeprefix('miou')}" for key in extra),
+        "our runs",
+        "published",
+    ]
+    rows = [
+        [
+            name,
+            row["kind"],
+            f"{row['miou']:.2f}",
+            *(f"{row[key]:.2f}" if key in row else "-" for key in extra),
+            score(summary["methods"].get(row["method"], {}).get("miou")),
+            paper(row["published"], test_set, notes),
+        ]
+        for name, row in found.items()
+    ]
+    numbered = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
+    return ["", *aligned(header, rows), "", UNPAIRED, *checkpoints.notes(found), *numbered]
 
 
 def test_split(p: Params, benchmark: str) -> str:

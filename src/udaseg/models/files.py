@@ -5,11 +5,15 @@ The header's metadata hold a hash of all else in the file, so that a damaged fil
 
 import hashlib
 import json
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -107,6 +111,41 @@ def read_whole(path: Path) -> tuple[dict[str, str], str]:
         while piece := file.read(2**20):
             digest.update(piece)
     return metadata, digest.hexdigest()
+
+
+# What a number of NumPy is made of in a pickle: training programs note scores as such.
+SCALAR = np.float64(0).__reduce__()[0]
+NUMBERS: tuple[Any, ...] = (
+    (SCALAR, "numpy.core.multiarray.scalar"),  # the name until NumPy 2
+    (SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+)
+
+
+def load_pickled(path: Path, said: Path | None = None) -> Any:
+    """The content of a PyTorch file, if that is tensors, texts, numbers, lists and dictionaries. No code of it is run.
+
+    Args:
+        path: what to read.
+        said: what messages call it.
+
+    Raises:
+        UserError: a damaged file, or one that holds anything else.
+    """
+    said = said or path
+    try:
+        with torch.serialization.safe_globals(list(NUMBERS)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of any type, as damaged bytes have it
+        # the library's own text goes over many lines and tells how to let the file run its code
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{said}: holds {found[1]}, expected tensors, texts and numbers alone; such a file could run code and is not opened"
+            ) from None
+        raise UserError(
+            f"{said}: found no readable PyTorch file ({path.stat().st_size} bytes), expected one: fetch it again"
+        ) from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -64,6 +64,7 @@ class FusionHead(nn.Module):
         dilations: Sequence[int],
         dropout: float,
         embedding: int | None = None,
+        embedding_norm: bool = False,
     ) -> None:
         """
         Args:
@@ -74,11 +75,14 @@ class FusionHead(nn.Module):
             dilations: dilations of the separable 3x3 branches; empty for the 1x1 fusion.
             dropout: probability of dropping a channel before the classifier.
             embedding: width of the embeddings where it is another (CLUDA's 512).
+            embedding_norm: BatchNorm and ReLU after each (the SegFormer head of mmsegmentation).
         """
         super().__init__()
         embedding = embedding or width
         self.enlarge = max(1, round(finest_stride / 4))
-        self.embed = nn.ModuleList([nn.Conv2d(c, embedding, 1) for c in channels])  # 1x1: a linear layer per pixel
+        self.embed = nn.ModuleList(  # 1x1: a linear layer per pixel
+            [ConvBN(c, embedding, 1) if embedding_norm else nn.Conv2d(c, embedding, 1) for c in channels]
+        )
         inputs = embedding * len(channels)
         self.fuse = ContextFusion(inputs, width, dilations) if dilations else ConvBN(inputs, width, 1)
         self.dropout = nn.Dropout2d(dropout)

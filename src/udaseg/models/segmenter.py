@@ -117,6 +117,7 @@ class Segmenter(nn.Module):
             self.head = FusionHead(
                 *(self.stage_channels, self.stage_strides[0], classes, spec.width, dilations, spec.dropout),
                 embedding=spec.embedding,
+                embedding_norm=spec.embedding_norm,
             )
             self.decoder_channels = spec.width
         self.freeze_statistics = spec.batch_norm == "eval"

@@ -102,5 +102,9 @@ class ModelSpec(Protocol):
         """Width of the embeddings of the fusion heads; None: `width`."""
 
     @property
+    def embedding_norm(self) -> bool:
+        """Whether BatchNorm and ReLU follow each embedding."""
+
+    @property
     def hrda(self) -> HrdaSpec | None:
         """None: one resolution."""

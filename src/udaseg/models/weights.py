@@ -12,13 +12,12 @@ from typing import Any
 
 import huggingface_hub
 import timm
-import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from udaseg.artifacts import file_hash
 from udaseg.errors import UserError
-from udaseg.models.files import check_state, load_model_file
+from udaseg.models.files import check_state, load_model_file, load_pickled
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.spec import ModelSpec
 from udaseg.params import names_a_file
@@ -166,13 +165,7 @@ def _may_be_left_over(name: str) -> bool:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_model_file(path)[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any type, as damaged bytes have it
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path}: found no readable PyTorch file ({first}), expected weights: fetch it again"
-        ) from error
+    content = load_pickled(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:

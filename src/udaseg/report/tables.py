@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from udaseg.comparison import checkpoints as beside
 from udaseg.comparison import tables as text
 from udaseg.figures.measures import MEASURES, defined, limits, span
 from udaseg.params import Params, Run
@@ -155,6 +156,30 @@ def further(summary: Mapping[str, Any], run: Run) -> Table | None:
         found = [block.get(key) for key in extra] + [block["other"].get(name, {}).get("miou") for name in other]
         rows.append([Cell(method), *(Cell(text.score(v), v["mean"] if v else math.nan) for v in found)])
     return Table("further", "Further scores: subsets of the classes, other networks or views of a run", head, rows)
+
+
+def checkpoints(p: Params, summary: Mapping[str, Any]) -> Table | None:
+    """Published checkpoints and other model files, scored as they are; None where there are none."""
+    found = summary.get("checkpoints", {})
+    if not found:
+        return None
+    test_set, notes = text.test_split(p, summary["benchmark"]), list[str]()
+    rows = []
+    for name, row in found.items():
+        ours = summary["methods"].get(row["method"], {}).get("miou")
+        rows.append(
+            [
+                Cell(name),
+                Cell(row["kind"]),
+                number(row["miou"], ".2f"),
+                Cell(text.score(ours), ours["mean"] if ours else math.nan),
+                Cell(text.paper(row["published"], test_set, notes), paper_value(row["published"])),
+            ]
+        )
+    numbered = [f"[{k}] {note}" for k, note in enumerate(notes, 1)]
+    head = ["model file", "kind", "mIoU %", "our runs", "published"]
+    lines = [text.UNPAIRED, *beside.notes(found), *numbered]
+    return Table("checkpoints", "Model files scored as they are", head, rows, lines)
 
 
 def classes(summary: Mapping[str, Any], runs: Mapping[str, Sequence[Scored]]) -> Table:

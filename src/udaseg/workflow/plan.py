@@ -12,6 +12,7 @@ from typing import Any
 from udaseg import identity, params
 from udaseg.artifacts import write_text
 from udaseg.checking import essential
+from udaseg.comparison import checkpoints
 from udaseg.data import watch
 from udaseg.engine import provenance
 from udaseg.errors import UserError
@@ -81,6 +82,8 @@ def values(p: Params, step: str, benchmark: str) -> dict[str, Any]:
         **{key: b[key] for key in ("classes", "evaluate", "model")},
         **{key: essential(getattr(p.run, key)) for key in ("methods", "protocol", "seeds")},
     }
+    if scored := checkpoints.hashes(benchmark) if step in ("compare", "report") else {}:  # by `udaseg evaluate --model`
+        compared["checkpoints"] = scored
     used = {use.dataset: essential(p.datasets[use.dataset]) for use in uses(p.benchmarks[benchmark])}
     if step == "prepare":
         return {"datasets": used} | {key: b[key] for key in ("source", "target", "evaluate", "size", "classes")}
