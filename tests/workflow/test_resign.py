@@ -9,6 +9,7 @@ import pytest
 from repository import METHODS, TRAINED, Repository
 from safetensors import safe_open
 
+from udaseg.artifacts import file_hash
 from udaseg.engine.provenance import SCHEME
 from udaseg.models import load_model_file, save_model
 from udaseg.workflow import guard, resign
@@ -44,6 +45,25 @@ def test_one_run_alone(finished: Repository) -> None:
     planned = finished.planned()
     assert planned["train"] == len(METHODS) - 2 + 1, "self_training and the model that it begins from are signed"
     assert "pretrain" not in planned
+
+
+def test_a_header_brought_up_to_date_strands_no_other_run(
+    finished: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signing the pretrained model gives it other bytes, from which the runs that begin with it seem not to begin."""
+    monkeypatch.chdir(finished.folder)
+    home = Path("results/streets/pretrained/seed0")
+    state, header = load_model_file(home / "model.safetensors")
+    save_model(home / "model.safetensors", state, header | {"format": "2"})
+    older = file_hash(home / "model.safetensors")
+    for folder in (home, Path(TRAINED), Path("results/streets/pipa/seed0")):
+        made = json.loads((folder / "run.json").read_text())
+        made |= {"model_hash": older} if folder == home else {"start_hash": older}
+        (folder / "run.json").write_text(json.dumps(made))
+    harmless(finished)
+    for name in ("self_training", "pipa"):
+        assert "signed" in finished.udaseg("resign", f"streets/{name}/0")
+        assert file_hash(home / "model.safetensors") != older
 
 
 def test_data_come_first(finished: Repository) -> None:

@@ -43,6 +43,9 @@ class Signed:
     unseen: tuple[str, ...]  # losses that take part later than that
 
 
+NOTED = ("code_hash", "params_hash", "data_hash", "start_hash", "model_hash")  # of what was signed before
+
+
 def resign(p: Params, names: Sequence[str], steps: int) -> None:
     """Sign runs anew whose code has changed without changing a bit.
 
@@ -130,13 +133,22 @@ def check_code_alone_changed(run: Run, folder: Path, made: dict[str, Any]) -> No
     if made.get("scheme") == SCHEME:  # the first scheme hashed data with the program that made them, and no model
         if made.get("data_hash") != provenance.data_hash(run):
             raise UserError(f"{folder / RECORD}: made from other data; restore them, or train again")
-        if made.get("start_hash") != provenance.start_hash(run):
+        if made.get("start_hash") not in starts(run):
             raise UserError(f"{folder / RECORD}: made from another start ({run.init}); restore it, or train again")
         if bad := provenance.damaged_files(folder, made):
             raise UserError(
                 f"{folder / bad[0]}: is not the file that was trained; restore it (`dvc checkout --force {folder / bad[0]}`), or delete it "
                 f"and train again"
             )
+
+
+def starts(run: Run) -> set[str]:
+    """Hashes of the file that a run begins from: as it is, and as it was before its own header was brought up to date."""
+    found = {provenance.start_hash(run)}
+    record = run.pretrained.with_name(RECORD)
+    if run.init == "source_only" and record.exists():
+        found |= {note["model_hash"] for note in read_record(record).get("resigned", []) if note.get("model_hash")}
+    return found
 
 
 def compare_bits(run: Run, folder: Path, made: dict[str, Any], steps: int, device: Any) -> Signed:
@@ -202,7 +214,7 @@ def same_number(value: float, text: str) -> bool:
 def sign_run(run: Run, folder: Path, made: dict[str, Any], fingerprint: dict[str, str], steps: int) -> None:
     """run.json with today's hashes and a note of what was done; a header of the first scheme is brought up to date."""
     sign_again(folder / MODEL, run)
-    before = {key: made.get(key) for key in ("scheme", "code_hash", "params_hash", "data_hash", "start_hash")}
+    before = {key: made.get(key) for key in ("scheme", *NOTED)}
     note = before | {"steps": steps, "revision": provenance.revision()["revision"]}
     signed = provenance.signature(run, fingerprint, folder)
     write_json(folder / RECORD, made | signed | {"resigned": [*made.get("resigned", []), note]})
