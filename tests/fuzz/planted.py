@@ -23,6 +23,11 @@ def hang(*_: object) -> None:
     time.sleep(3600)
 
 
+def loop(*_: object) -> None:
+    while True:
+        pass
+
+
 def memory(*_: object) -> None:
     np.ones(1200 << 20, np.uint8)
     raise UserError("and then well")
@@ -56,7 +61,7 @@ def refused(*_: object) -> None:
     raise UserError("as it should be")
 
 
-WHAT = [traceback, hang, memory, outside, lines, control, program, died, refused]
+WHAT = [traceback, hang, loop, memory, outside, lines, control, program, died, refused]
 
 
 def draw(rng: Random, number: int) -> dict[str, Any]:
