@@ -113,7 +113,7 @@ def score(
     write_json(folder / "iou.json", [{"class": key, "iou": value} for key, value in headline["iou"].items()])
     write_json(folder / "run.json", record(trained, model, run, name, method, device))
     write_json(folder / "metrics.json", headline | {"other": other})
-    lines = evaluate.table(run, uses(run.benchmark)[2], headline, other).splitlines()
+    lines = evaluate.table(run, uses(run.benchmark)[2], headline | {"other": other}).splitlines()
     return "\n".join(
         [f"{benchmark} {name}: {headline['images']} images of {test_split(p, benchmark)}", *lines[1:], str(folder)]
     )
