@@ -150,5 +150,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UserError, match=r"out: cannot be written \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"out/.part: cannot be written \(Permission denied\)"):
         prepare.prepare_dataset("mine", dataset, SMALL, tmp_path / "out", jobs=1)

@@ -34,9 +34,22 @@ GREY = "0.35"
 # of papers that name no colour of their own, in the order of their names
 FREE = ("#56b4e9", "#f0e442", "#8c564b", "#17becf", "#7f5fc7", "#bcbd22")
 # how far the variants of a method go towards white (1) or black (0)
-SHADES = ((0.5, 1), (0.45, 0), (0.75, 1), (0.7, 0), (0.25, 1), (0.2, 0), (0.87, 1), (0.85, 0))
+SHADES = (
+    (0.5, 1),
+    (0.45, 0),
+    (0.75, 1),
+    (0.7, 0),
+    (0.25, 1),
+    (0.2, 0),
+    (0.87, 1),
+    (0.85, 0),
+    (0.62, 1),
+    (0.57, 0),
+    (0.12, 1),
+    (0.1, 0),
+)
 # lines of the methods above, on and off in line widths; a variant takes the pattern of a method further down
-DASHES = ((1, 1), (3, 1), (6, 1, 1, 1), (9, 1.5), (6, 1, 1, 1, 1, 1), (), (2, 0.7), (6, 1, 3, 1))
+DASHES = ((1, 1), (3, 1), (6, 1, 1, 1), (9, 1.5), (6, 1, 1, 1, 1, 1), (), (2, 0.7), (6, 1, 3, 1), (12, 2))
 CONTRAST = 3.0  # of a line with white, at least (WCAG 2.2, 1.4.11)
 EDGE = "0.25"  # around bars and dots, which may be pale
 
