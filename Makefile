@@ -9,10 +9,10 @@ export PYTHONUNBUFFERED := 1
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
          tests/test_oracles.py tests/test_committed.py
 
-.PHONY: help demo test check quick plan-check small fuzz rehearsal audit install clean
+.PHONY: help demo test check quick plan-check small fuzz rehearsal audit drill install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
-	@echo "make test   style, types and tests (about 15 minutes on 2 cores)"
+	@echo "make test   style, types and tests (about 25 minutes on 2 cores)"
 	@echo "make quick  formulas and parameters alone (under a minute): while you write"
 	@echo "make check  style and types alone"
 	@echo "make small  the whole workflow with two steps of training, in small/"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
 	@echo "make rehearsal  every benchmark on licensed data, on generated stand-ins (B=gta2cityscapes: that one)"
 	@echo "make audit  known holes of the pinned packages, where an index is in reach"
+	@echo "make drill N=20 SEED=0  hurt the workflow N times at random and compare what comes out (ROUND=17: that one again)"
 	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
 # A marker newer than the pins says that the environment is complete.
@@ -68,11 +69,10 @@ small: $(VENV)/installed
 	  snakemake --cores all && python -m udaseg record && dvc status && snakemake -n --quiet rules
 
 # Each case is accepted and right, or refused in one line; what fails says how to play it again alone.
-N ?= 10000
 SECONDS ?= 1500
 SEED ?= 0
 fuzz: $(VENV)/installed
-	@PYTHONPATH="$(CURDIR)/src" $(BIN)/python tests/fuzz/fuzz.py --cases $(N) --seconds $(SECONDS) --seed $(SEED)
+	@PYTHONPATH="$(CURDIR)/src" $(BIN)/python tests/fuzz/fuzz.py --cases $(or $(N),10000) --seconds $(SECONDS) --seed $(SEED)
 
 # From delivered files to the page, two steps of training, true image sizes: docs/reproduce.md tells how long.
 B ?=
@@ -82,5 +82,9 @@ rehearsal: $(VENV)/installed
 audit:
 	@$(PYTHON) .ci/audit
 
+# The next N rounds that tests/drill/rounds.jsonl lacks, or ROUND again; the table of all of them goes to docs/reliability.md.
+drill: $(VENV)/installed
+	@PATH="$(BIN):$$PATH" $(BIN)/python tests/drill/drill.py --rounds $(or $(N),20) --seed $(SEED) $(if $(ROUND),--round $(ROUND))
+
 clean:
-	rm -rf demo small .venv
+	rm -rf demo small drill .venv

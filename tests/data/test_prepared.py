@@ -102,11 +102,19 @@ def test_check_finds_what_was_cut_short(folder: Path) -> None:
     data = Prepared(folder)
     data.check()
     os.truncate(folder / "images.zip", 100)
-    with pytest.raises(UserError, match=r"images.zip: found 100 bytes, expected \d+ bytes; run `udaseg prepare` again"):
+    with pytest.raises(
+        UserError,
+        match=r"images.zip: found 100 bytes, expected \d+ bytes; run `udaseg prepare --benchmark bench` again",
+    ):
         data.check()
     (folder / "images.zip").unlink()
     with pytest.raises(UserError, match=r"found no file"):
         data.check()
+
+
+def test_the_command_that_is_named_is_whole() -> None:
+    assert prepared.command_for(Path("data/streets/streets_game-64x32")) == "udaseg prepare --benchmark streets"
+    assert prepared.command_for(Path("data/my-photos-256x128")) == "udaseg prepare my-photos --size 256x128"
 
 
 def test_find(folder: Path, tmp_path: Path) -> None:

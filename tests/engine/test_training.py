@@ -237,6 +237,7 @@ def test_source_only_adopts_its_pretraining_and_others_start_from_it(
         folder = train(project, "source_only")
         assert "which has the same recipe" in caplog.text
         assert content(folder) == content(project.folder / run.pretrained.parent)
+        assert not list(Path("results/.restart").glob("*/source_only/*"))  # nor lock nor state is left
         train(project)
         assert f"training starts from {run.pretrained}" in caplog.text
         train(project)

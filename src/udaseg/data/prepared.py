@@ -54,14 +54,19 @@ class Prepared:
         """Raises UserError: no manifest, or one of another version."""
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
-        self.manifest: dict[str, Any] = artifacts.read_json(path, "a data set made by `udaseg prepare`")
+        self.manifest: dict[str, Any] = artifacts.read_json(path, f"a data set made by `{command_for(self.folder)}`")
         if self.manifest.get("format") != FORMAT:
             raise UserError(
-                f"{path}: found format {self.manifest.get('format')}, expected {FORMAT}; delete {self.folder} and run "
-                f"`udaseg prepare` again"
+                f"{path}: found format {self.manifest.get('format')}, expected {FORMAT}; delete {self.folder} and "
+                f"{self.again}"
             )
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
         self._zips: dict[tuple[int, str], zipfile.ZipFile] = {}
+
+    @property
+    def again(self) -> str:
+        """What to do where something in here is damaged."""
+        return f"run `{command_for(self.folder)}` again"
 
     @property
     def splits(self) -> list[str]:
@@ -71,7 +76,7 @@ class Prepared:
         """Raises UserError for an unknown split."""
         if split not in self.manifest["splits"]:
             raise UserError(
-                f"{self.folder}: found the splits {', '.join(self.splits)}, expected {split!r} among them; run `udaseg prepare`"
+                f"{self.folder}: found the splits {', '.join(self.splits)}, expected {split!r} among them; {self.again}"
             )
         return [
             Sample(
@@ -118,7 +123,7 @@ class Prepared:
                 self._zips[key] = self._opened(path)
             return self._zips[key].read(member)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{path}: {member} cannot be read ({error}); run `udaseg prepare` again") from None
+            raise UserError(f"{path}: {member} cannot be read ({error}); {self.again}") from None
 
     def _opened(self, path: Path) -> zipfile.ZipFile:
         """A zip whose directory (names and checksums) is that of the manifest: what was exchanged inside is noticed at once."""
@@ -134,9 +139,7 @@ class Prepared:
             with Image.open(io.BytesIO(data)) as image:
                 return np.array(image)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{self.folder / archive}: {member} is no PNG ({error}); run `udaseg prepare` again"
-            ) from None
+            raise UserError(f"{self.folder / archive}: {member} is no PNG ({error}); {self.again}") from None
 
     def verify(self) -> None:
         """Compare every byte of the zips with the manifest: for `udaseg prepare`, `verify` and `doctor`.
@@ -148,9 +151,7 @@ class Prepared:
         for name, about in self.manifest["files"].items():
             path = self.folder / name
             if _hash_at(path, path.stat().st_ctime_ns, path.stat().st_size) != about["sha256"]:
-                raise UserError(
-                    f"{self.folder / name}: damaged, its sha256 is not that of the manifest; run `udaseg prepare` again"
-                )
+                raise UserError(f"{self.folder / name}: damaged, its sha256 is not that of the manifest; {self.again}")
 
     def check(self) -> None:
         """Compare the zips' sizes with the manifest: quick, finds what was cut short or mixed up.
@@ -163,10 +164,18 @@ class Prepared:
             found = path.stat().st_size if path.is_file() else None
             if found != about["bytes"]:
                 what = "no file" if found is None else f"{found} bytes"
-                raise UserError(f"{path}: found {what}, expected {about['bytes']} bytes; run `udaseg prepare` again")
+                raise UserError(f"{path}: found {what}, expected {about['bytes']} bytes; {self.again}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_zips": {}}
+
+
+def command_for(folder: Path) -> str:
+    """What makes prepared data: `<data>/<benchmark>/<set>` with its benchmark, `data/<set>-<size>` by itself."""
+    if folder.parent.name != "data":
+        return f"udaseg prepare --benchmark {folder.parent.name}"
+    name, _, size = folder.name.rpartition("-")
+    return f"udaseg prepare {name} --size {size}"
 
 
 def content_hash(manifest: dict[str, Any]) -> str:

@@ -78,6 +78,7 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
         if finished != folder and is_done(finished, fingerprint):
             if ranks.rank() == 0:
                 adopt(finished, folder, run.method_name)
+                shutil.rmtree(restart, ignore_errors=True)
             return
     if strange := sorted(set(run.benchmark.model.backbone_args) - trained.BACKBONE_ARGS):
         log.warning(
