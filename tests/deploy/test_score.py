@@ -131,7 +131,15 @@ def put(folder: Path, **made: object) -> None:
 def test_rows_beside_the_methods_and_nothing_without(project: Project) -> None:
     project.set("run/methods", ["self_training"])
     write_json(
-        Path("results/streets/self_training/seed0/metrics.json"), {"miou": 40.0, "iou": {"road": 41.0}, "other": {}}
+        Path("results/streets/self_training/seed0/metrics.json"),
+        {
+            "miou": 40.0,
+            "iou": {"road": 40.0},
+            "absent": list(NAMES[1:]),
+            "images": 8,
+            "pixel_accuracy": 40.0,
+            "other": {},
+        },
     )
     p = params.load()
     before, signed = compare.compare_benchmark(p, "streets"), plan.identity_of(p, "compare", "streets")

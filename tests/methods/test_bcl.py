@@ -312,9 +312,9 @@ def test_off_is_the_same_recipe_without_contrast(tiny: Callable[..., Project]) -
 
 def bad() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"feature": "branches"}, "methods.bcl.feature: found 'branches', which head segformer does not give"
-    yield {"rounds": 0}, "found rounds 0, .* expected at least one round"
-    yield {"portion": 1.5}, "portion 1.5"
-    yield {"temperature": 0.0}, "temperature 0.0"
+    yield {"rounds": 0}, "methods.bcl.rounds: found 0, expected an integer from 1"
+    yield {"portion": 1.5}, "methods.bcl.portion: found 1.5, expected a number from 0 to 1"
+    yield {"temperature": 0.0}, "methods.bcl.temperature: found 0.0, expected a number above 0"
     yield {"terms": ["sepico"]}, r"methods.bcl.terms: found \['sepico'\], but bcl takes none"
     yield {"variant": "paperr"}, "variant.*paperr"
     yield {"mometum": 0.9}, "momentum"

@@ -282,8 +282,8 @@ def test_off_twin_is_plain_self_training(project: Project) -> None:
     [
         ({"stride": 33}, ["stride", "found 33", "48x32"]),
         ({"stride": 0}, ["stride", "found 0"]),
-        ({"temperature": 0.0}, ["temperature", "more than 0"]),
-        ({"anchors": 0}, ["anchors", "null"]),
+        ({"temperature": 0.0}, ["temperature", "expected a number above 0"]),
+        ({"anchors": 0}, ["anchors: found 0"]),
         ({"detail_crop": "entropy"}, ["detail_crop", "no detail branch", "say random"]),
         ({"gate": "column"}, ["gate", "column", "row", "both"]),
     ],

@@ -215,7 +215,7 @@ def on_all_ranks(project: Project) -> list[dict[str, Tensor]]:
         project.set("benchmarks/streets/model/dropout", 0.0)
         run = run_of(project, "mic")
         torch.manual_seed(0)
-        method = ranks.use_global_batch_norm(create(run, build_model(run.benchmark.model, len(run.classes)))).train()
+        method = ranks.use_global_batch(create(run, build_model(run.benchmark.model, len(run.classes)))).train()
         b, mine = batch(), slice(ranks.rank() * 2 // ranks.world(), (ranks.rank() + 1) * 2 // ranks.world())
         assert b.target is not None and isinstance(method, SelfTrainingMethod)
         values = {}

@@ -230,12 +230,12 @@ def test_scored_with_and_without_aggregation(tiny: Callable[..., Project]) -> No
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"tile": 0}, "tile 0"),
-        ({"stride": 0}, "stride 0"),
-        ({"max_pixels": 0}, "max_pixels 0"),
-        ({"floor": 0.0}, "floor 0.0"),
-        ({"lsr_limit": 0.0}, "lsr_limit 0.0"),
-        ({"aggregation": 1.5}, "aggregation 1.5; expected all above 0, the aggregation from 0 to 1"),
+        ({"tile": 0}, "plca.tile: found 0"),
+        ({"stride": 0}, "plca.stride: found 0"),
+        ({"max_pixels": 0}, "plca.max_pixels: found 0"),
+        ({"floor": 0.0}, "plca.floor: found 0.0"),
+        ({"lsr_limit": 0.0}, "plca.lsr_limit: found 0.0"),
+        ({"aggregation": 1.5}, "plca.aggregation: found 1.5, expected a number from 0 to 1"),
         ({"levels": ["feature", "feature"]}, "methods.plca.levels: found .* expected none twice"),
         ({"levels": ["features"]}, "methods.plca.levels"),
         ({"terms": ["pipa"]}, "plca takes none"),

@@ -216,7 +216,7 @@ WEIGHTS = [0.9041, 0.9542, 0.9175, 1.0162, 1.0081, 0.9988, 1.0482, 1.0210, 0.927
     ("path", "value", "message"),
     [
         ("source_view", "weak", "source_view: found weak; .* say strong"),
-        ("sepico/temperature", 0.0, "temperature and width must be above 0"),
+        ("sepico/temperature", 0.0, "temperature: found 0.0, expected a number above 0"),
         ("sepico/statistics", {"start": 0.5, "momentum": None}, "statistics.start must not be later"),
         ("day_reference", BLOCKS["sepico-night"]["day_reference"] | {"frequency": [0.5, 0.5]}, "found 2 values"),
     ],

@@ -310,7 +310,7 @@ def on_all_ranks(project: Project) -> Iterator[dict[str, Tensor]]:
         run = run_of(project, name)
         torch.manual_seed(0)
         method = create(run, build_model(run.benchmark.model, len(run.classes)))
-        method = ranks.use_global_batch_norm(method.double()).train()  # type: ignore[assignment]
+        method = ranks.use_global_batch(method.double()).train()  # type: ignore[assignment]
         b, mine = batch(), slice(ranks.rank() * 2 // ranks.world(), (ranks.rank() + 1) * 2 // ranks.world())
         assert b.target is not None
         part = Batch(b.index[mine], b.image[mine].double(), b.label[mine], b.target[mine].double())
