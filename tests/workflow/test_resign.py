@@ -104,7 +104,7 @@ def test_other_parameters_data_or_files_are_refused(finished: Repository) -> Non
     model, record, data = (finished / name for name in (MODEL, f"{TRAINED}/run.json", "data/streets/data.json"))
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "is not the file that the training left" in refused(finished)
+    assert "model.safetensors: is not the file that was trained" in refused(finished)
     model.write_bytes(whole)
     history = finished / f"{TRAINED}/history.csv"
     rows = history.read_text()
@@ -119,7 +119,7 @@ def test_other_parameters_data_or_files_are_refused(finished: Repository) -> Non
     record.unlink()
     assert "without it nothing can be taken over" in refused(finished)
     record.write_text(text)
-    assert "expected at least 1" in refused(finished, "--steps", "0")
+    assert "expected an integer from 1" in refused(finished, "--steps", "0")
     finished.udaseg("resign", "streets/self_training/0")
 
 
@@ -143,6 +143,7 @@ def test_a_result_of_the_first_scheme_is_taken_over(finished: Repository, monkey
         for name in ("model.safetensors", "history.csv"):
             place = guard.place(f"{folder}/{name}")
             place.write_text(json.dumps(json.loads(place.read_text()) | {"params": ["'{\"run.threads\": 1}'"]}))
+    finished.dvc("commit", "--force", "pretrain@streets-0", "train@streets-self_training-0")  # as dvc.lock was then
     assert finished.planned()["train"] >= 1
     finished.udaseg("resign", "streets/self_training/0")
     planned = finished.planned()
