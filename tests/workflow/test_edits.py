@@ -219,7 +219,7 @@ def test_why_names_the_file_and_the_key(finished: Repository) -> None:
     other = finished.udaseg("why", "streets/self_training")
     assert "losses/pipa.py" not in other and "0.9" not in other and "evaluation/scores.py" in other
     (finished / f"{TRAINED}/model.safetensors").write_bytes(b"x")
-    assert "is not the file that the training left" in finished.udaseg("why", "streets/self_training/0")
+    assert "is not the file that was trained" in finished.udaseg("why", "streets/self_training/0")
     assert "did you mean" in finished.udaseg("why", "streets/self_trainin", expect=2)
     assert "expected benchmark/method/seed" in finished.udaseg("why", "a/b/c/d/e", expect=2)
 
