@@ -74,7 +74,7 @@ SEED ?= 0
 fuzz: $(VENV)/installed
 	@PYTHONPATH="$(CURDIR)/src" $(BIN)/python tests/fuzz/fuzz.py --cases $(or $(N),10000) --seconds $(SECONDS) --seed $(SEED)
 
-# From delivered files to the page, two steps of training, true image sizes: docs/reproduce.md tells how long.
+# From delivered files to the page, two steps of training, true image sizes: docs/reproduce.md.
 B ?=
 rehearsal: $(VENV)/installed
 	@$(BIN)/python tests/rehearsal/rehearsal.py $(B)

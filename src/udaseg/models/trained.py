@@ -224,7 +224,7 @@ def begin_from(student: Segmenter, run: Run) -> None:
     expected = run.params.resolve(run.benchmark_name, "source_only", run.seed).hash
     if header.get("params_hash") != expected:
         raise UserError(
-            f"{run.pretrained}: made with parameters {header.get('params_hash')}, expected {expected}; run `udaseg pretrain` again"
+            f"{run.pretrained}: made with parameters {header.get('params_hash')}, expected {expected}; run `{run.command('pretrain')}` again"
         )
     load_state(student, state, run.pretrained)
 
