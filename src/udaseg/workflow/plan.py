@@ -13,6 +13,7 @@ from udaseg import identity, params
 from udaseg.artifacts import write_text
 from udaseg.checking import essential
 from udaseg.comparison import checkpoints
+from udaseg.comparison.compare import twin
 from udaseg.data import watch
 from udaseg.engine import provenance
 from udaseg.errors import UserError
@@ -81,6 +82,8 @@ def values(p: Params, step: str, benchmark: str) -> dict[str, Any]:
     compared = {
         **{key: b[key] for key in ("classes", "evaluate", "model")},
         **{key: essential(getattr(p.run, key)) for key in ("methods", "protocol", "seeds")},
+        # a recipe may change without its scores, and then have another twin
+        "twins": {method: other for method in p.run.methods if (other := twin(p, benchmark, method, p.run.methods))},
     }
     if scored := checkpoints.hashes(benchmark) if step in ("compare", "report") else {}:  # by `udaseg evaluate --model`
         compared["checkpoints"] = scored
