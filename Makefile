@@ -16,7 +16,7 @@ help:
 	@echo "make quick  formulas and parameters alone (under a minute): while you write"
 	@echo "make check  style and types alone"
 	@echo "make small  the whole workflow with two steps of training, in small/"
-	@echo "make plan-check  style of the rules; every benchmark plans without data"
+	@echo "make plan-check  every benchmark plans without data; every method's step on every network, on tensors that claim to be on a GPU"
 	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
 	@echo "make rehearsal  every benchmark on licensed data, on generated stand-ins (B=gta2cityscapes: that one)"
 	@echo "make audit  known holes of the pinned packages, where an index is in reach"
@@ -61,6 +61,7 @@ quick: $(VENV)/installed
 
 plan-check: $(VENV)/installed
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/workflow/test_plan.py -k "i_21 or i_22"
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/bench/grid.py
 
 # As the demo, on .test/params.yaml: the road, not the results.
 small: $(VENV)/installed

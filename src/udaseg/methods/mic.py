@@ -54,7 +54,7 @@ class MicTerm(Term):
     def own_passes(self, batch: Batch, step: int, host: Host) -> Iterator[Losses]:
         with torch.no_grad():
             image, label, weight = self.images(batch, step, host)
-            mask = self.masks(batch.index, (label.shape[-2], label.shape[-1])).to(image.device, non_blocking=True)
+            mask = self.masks(batch.index, (label.shape[-2], label.shape[-1]), image.device)
             masked = host.student.normalise(image) * mask[:, None]  # what is masked has the mean colour
         output = host.student(masked, boxes=host.box("masked", masked, step))
         first, *others = host.student.loss_parts(output, label, weight)
@@ -77,11 +77,11 @@ class MicTerm(Term):
             image = host.strong(image, "masked", batch, step, own_gates=True, alike=self.released)
         return image, label, weight
 
-    def masks(self, index: list[int], size: tuple[int, int]) -> Tensor:
-        """(B, H, W), 1 where an image is kept, random by pair."""
+    def masks(self, index: list[int], size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+        """(B, H, W), 1 where an image is kept, random by pair; only the numbers of the squares come from the host."""
         grid = mask_grid(size, self.p.block)
         drawn = [torch.from_numpy(stream(self.run.seed, "mic", n).random(grid)) for n in index]
-        return kept(torch.stack(drawn), self.p.ratio, size)
+        return kept(torch.stack(drawn).to(device, non_blocking=True), self.p.ratio, size)
 
     def labels_of(self, batch: Batch, step: int, host: Host) -> tuple[Tensor, Tensor]:
         """The teacher's labels of the target and their weights (B, H, W), before mixing."""
