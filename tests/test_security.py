@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -20,6 +22,7 @@ from PIL import Image
 
 from tiny_project import RAW, ROOT, Project
 from udaseg import artifacts, cli, params
+from udaseg.engine import checkpoint
 from udaseg.errors import UserError
 from udaseg.models import build_model, load_encoder_weights
 
@@ -50,6 +53,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- nothing is run -------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_state_runs_nothing(here: Path) -> None:
+    torch.save({"fingerprint": {}, "step": Hostile()}, "payload")
+    payload = Path("payload").read_bytes()
+    Path("state.pt").write_bytes(checkpoint.FORMAT + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(UserError, match="restart state cannot be read"):
+        checkpoint.load(here, {})
+    assert not Path("owned").exists()
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle", "legacy"])
@@ -113,6 +125,19 @@ def test_no_module_can_run_what_it_reads() -> None:
 
 
 # --- words of commands ----------------------------------------------------------------------------------------------
+
+
+def test_every_word_of_a_rule_is_quoted() -> None:
+    """What Snakemake puts into a command goes through its `:q`, whatever the rule for names lets through."""
+    bare = []
+    shells = 0
+    for path in [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]:
+        for block in re.findall(r"^    shell:\n((?: {8}.*\n)+)", path.read_text(), re.M):
+            shells += 1
+            words = re.findall(r"(?<!\{)\{([^{}]+)\}(?!\})", block)
+            numbers = ("resources.gpu", "threads")
+            bare += [f"{path.name}: {word}" for word in words if not word.endswith(":q") and word not in numbers]
+    assert shells >= 8 and not bare
 
 
 def test_a_real_shell_takes_what_new_target_prints(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +204,17 @@ def test_a_terminal_that_lacks_a_letter_stops_nothing(project: Project) -> None:
 
 
 # --- temporary files ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_in_the_making_has_no_name_that_can_be_guessed(here: Path) -> None:
+    seen = set()
+    for _ in range(2):
+        with artifacts.writing(Path("metrics.json")) as temporary:
+            temporary.write_text("{}")
+            seen.add(temporary.name)
+            shown = temporary.name.removeprefix(".metrics.json.").removesuffix(".part")
+            assert str(os.getpid()) != shown and len(shown) >= 8
+    assert len(seen) == 2 and [path.name for path in here.iterdir()] == ["metrics.json"]
 
 
 def test_a_planted_link_is_replaced_and_not_followed(here: Path) -> None:

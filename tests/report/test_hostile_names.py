@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import written
+import yaml
 from markdown_it import MarkdownIt
 from written import write_project
 
 from udaseg import params
+from udaseg.errors import UserError
 from udaseg.report.report import write_report
 
 IMAGE, SHELL = "<img src=x onerror=alert(1)>", "$(touch x)"
@@ -60,3 +62,17 @@ def test_the_summary_holds_no_markup_and_its_table_no_formula(hostile: Path) -> 
         cells = [cell for row in csv.reader(handle) for cell in row]
     assert f"iou.{IMAGE}" in cells  # as it is called, behind a word that makes it no formula
     assert not [cell for cell in cells if cell[:1] in ("=", "@", "\t")]
+
+
+@pytest.mark.parametrize("block", ["datasets", "benchmarks", "methods"])
+@pytest.mark.parametrize("name", [IMAGE, SHELL, SCRIPT, "../../x", "a b", "-rf", "a\nb", "x;y", ".", "é"])
+def test_names_that_become_folders_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = json.loads(json.dumps(written.RAW))
+    raw[block][name] = next(iter(raw[block].values()))
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    with pytest.raises(UserError) as caught:
+        params.load()
+    assert repr(name) in str(caught.value) and "\n" not in str(caught.value)

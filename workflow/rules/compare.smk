@@ -26,7 +26,7 @@ rule compare:
     message:
         "comparing the methods on {wildcards.benchmark}"
     shell:
-        "logged {log} {wildcards.benchmark} python -m udaseg compare --benchmark {wildcards.benchmark}"
+        "logged {log:q} {wildcards.benchmark:q} python -m udaseg compare --benchmark {wildcards.benchmark:q}"
 
 
 rule select:
@@ -45,4 +45,4 @@ rule select:
     message:
         f"selecting {P.select.method} on {P.select.benchmark}"
     shell:
-        "logged {log} selected python -m udaseg select"
+        "logged {log:q} selected python -m udaseg select"

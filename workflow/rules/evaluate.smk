@@ -26,8 +26,8 @@ rule evaluate:
     message:
         "scoring {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:
-        "logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed} "
+        "logged {log:q} {wildcards.benchmark:q}/{wildcards.method:q}/{wildcards.seed:q} "
         "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate "
-        "--benchmark {wildcards.benchmark} --method {wildcards.method} --seed {wildcards.seed}; "
-        "for copy in {output.compared}; do "
-        "cp results/{wildcards.benchmark}/{wildcards.method}/seed{wildcards.seed}/$(basename $copy) $copy; done"
+        "--benchmark {wildcards.benchmark:q} --method {wildcards.method:q} --seed {wildcards.seed:q}; "
+        "for copy in {output.compared:q}; do "
+        "cp results/{wildcards.benchmark:q}/{wildcards.method:q}/seed{wildcards.seed:q}/\"$(basename \"$copy\")\" \"$copy\"; done"

@@ -18,5 +18,5 @@ rule prepare:
     message:
         "preparing the data of {wildcards.benchmark}"
     shell:
-        "logged {log} {wildcards.benchmark} "
-        "python -m udaseg prepare --benchmark {wildcards.benchmark} --jobs {threads}"
+        "logged {log:q} {wildcards.benchmark:q} "
+        "python -m udaseg prepare --benchmark {wildcards.benchmark:q} --jobs {threads}"

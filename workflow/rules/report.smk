@@ -28,8 +28,8 @@ rule figure:
     message:
         "drawing {wildcards.figure} of {wildcards.benchmark}"
     shell:
-        "logged {log} {wildcards.benchmark}/{wildcards.figure} "
-        "python -m udaseg figure {wildcards.figure} --benchmark {wildcards.benchmark}"
+        "logged {log:q} {wildcards.benchmark:q}/{wildcards.figure:q} "
+        "python -m udaseg figure {wildcards.figure:q} --benchmark {wildcards.benchmark:q}"
 
 
 rule report:
@@ -61,4 +61,4 @@ rule report:
     message:
         "writing the report of {wildcards.benchmark}"
     shell:
-        "logged {log} {wildcards.benchmark} python -m udaseg report --benchmark {wildcards.benchmark}"
+        "logged {log:q} {wildcards.benchmark:q} python -m udaseg report --benchmark {wildcards.benchmark:q}"

@@ -23,9 +23,9 @@ rule pretrain:
     message:
         "training on the source of {wildcards.benchmark} alone, seed {wildcards.seed}"
     shell:
-        "logged {log} {wildcards.benchmark}/pretrained/{wildcards.seed} "
+        "logged {log:q} {wildcards.benchmark:q}/pretrained/{wildcards.seed:q} "
         "udaseg with-gpus {resources.gpu} -- python -m udaseg pretrain "
-        "--benchmark {wildcards.benchmark} --seed {wildcards.seed}"
+        "--benchmark {wildcards.benchmark:q} --seed {wildcards.seed:q}"
 
 
 rule train:
@@ -51,6 +51,6 @@ rule train:
     message:
         "training {wildcards.method} on {wildcards.benchmark}, seed {wildcards.seed}"
     shell:
-        "logged {log} {wildcards.benchmark}/{wildcards.method}/{wildcards.seed} "
+        "logged {log:q} {wildcards.benchmark:q}/{wildcards.method:q}/{wildcards.seed:q} "
         "udaseg with-gpus {resources.gpu} -- python -m udaseg train "
-        "--benchmark {wildcards.benchmark} --method {wildcards.method} --seed {wildcards.seed}"
+        "--benchmark {wildcards.benchmark:q} --method {wildcards.method:q} --seed {wildcards.seed:q}"

@@ -122,10 +122,18 @@ def same(one: Any, other: Any) -> bool:
 
 
 def superseded(benchmark: str) -> dict[str, str]:
-    """Method -> correction that its committed results were made before: results/reference/superseded.yaml."""
+    """Method -> correction that its committed results were made before: results/reference/superseded.yaml.
+
+    Raises:
+        UserError: no YAML, or of another layout.
+    """
     path = REFERENCES / "superseded.yaml"
-    rows = (yaml12.read(path) or {}).get(benchmark, {}) if path.exists() else {}
-    return {method: correction for correction, methods in rows.items() for method in methods}
+    table = (yaml12.read(path) or {}) if path.exists() else {}
+    rows = (table.get(benchmark) or {}) if isinstance(table, dict) else None
+    lists = rows.values() if isinstance(rows, dict) else [None]
+    if not all(isinstance(methods, list) and all(isinstance(name, str) for name in methods) for methods in lists):
+        raise UserError(f"{path}: expected for each benchmark a block of lists, as in `streets: {{K3: [self_training]}}`; mend it")
+    return {method: str(correction) for correction, methods in rows.items() for method in methods}
 
 
 def seeds_below(p: Params, home: Path) -> dict[str, tuple[int, ...]]:

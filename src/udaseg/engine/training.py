@@ -89,7 +89,15 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
     method = build(run, device)
     check_crop(run, method, device)
     optimizer = build_optimizer(method, run.train.optimizer, device)
-    loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    try:
+        loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        if not (restart / "state.pt").exists():
+            raise
+        raise UserError(  # of the same parameters, code and data, by other packages
+            f"{restart}: the restart state does not fit the networks ({' '.join(str(error).split())[:160]}), as after an upgrade of "
+            f"packages; delete that folder to train from step 0"
+        ) from error
     loop.watch = watcher(run, folder, loop, validate)
     with runtime.stop_requests() as request:
         loop.fit(request)
