@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from sandbox import command
 
-from udaseg import params
+from udaseg import cli, params
 from udaseg.errors import UserError
 
 
@@ -69,5 +69,6 @@ def draw(rng: Random, number: int) -> dict[str, Any]:
 
 
 def play(recipe: dict[str, Any], home: Path) -> bool:
-    with mock.patch.object(params, "load", WHAT[recipe["what"]]):
+    # the command line spells such characters out; the program has to see it if it does not
+    with mock.patch.object(params, "load", WHAT[recipe["what"]]), mock.patch.object(cli, "printable", str):
         return command("select").accepted

@@ -132,7 +132,9 @@ def superseded(benchmark: str) -> dict[str, str]:
     rows = (table.get(benchmark) or {}) if isinstance(table, dict) else None
     lists = rows.values() if isinstance(rows, dict) else [None]
     if not all(isinstance(methods, list) and all(isinstance(name, str) for name in methods) for methods in lists):
-        raise UserError(f"{path}: expected for each benchmark a block of lists, as in `streets: {{K3: [self_training]}}`; mend it")
+        raise UserError(
+            f"{path}: expected for each benchmark a block of lists, as in `streets: {{K3: [self_training]}}`; mend it"
+        )
     return {method: str(correction) for correction, methods in rows.items() for method in methods}
 
 
