@@ -366,6 +366,16 @@ def loader_killed(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
 
 
 @case
+def temporary_folder_too_deep(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    scratch(project)
+    project.set("run/workers", 1)
+    deep = project.folder / ("t" * 75)
+    deep.mkdir()
+    patch.setattr("tempfile.tempdir", str(deep))
+    return TRAIN
+
+
+@case
 def out_of_memory(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError(

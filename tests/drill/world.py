@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,12 +49,10 @@ class Place(Repository):
 
     @property
     def environment(self) -> dict[str, str]:
-        temporary = self.folder / ".tmp"
-        temporary.mkdir(exist_ok=True)
         code = next(folder for folder in (self / "src", ROOT / "src") if folder.is_dir())
         return super().environment | {
             "PYTHONPATH": str(code),
-            "TMPDIR": str(temporary),
+            "TMPDIR": str(temporary()),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "400",
@@ -144,6 +145,15 @@ class Place(Repository):
         while (found := self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         return found
+
+
+@functools.cache
+def temporary() -> Path:
+    """Private folder for temporary files of this drill, removed at its end. Its path is short, whatever TMPDIR is: loader
+    processes open sockets in it, and an address has at most 107 letters."""
+    folder = Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def digest_of(path: Path) -> str:

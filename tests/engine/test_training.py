@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -68,6 +69,24 @@ def test_workers_change_nothing(make_project: Callable[[str], Project], undistur
         project = make_project(f"workers{workers}")
         from_scratch(project)
         project.set("run/workers", workers)
+        assert content(train(project)) == undisturbed
+
+
+def test_the_longest_temporary_folder(
+    project: Project, undisturbed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers work where the path is as long as can be, and a longer one is refused before anything starts."""
+    monkeypatch.chdir(project.folder)
+    from_scratch(project)
+    project.set("run/workers", 1)
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        deep = Path(short, "t" * (training.LONGEST_TMPDIR - len(short) - 1))
+        deep.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", f"{deep}t")
+        with pytest.raises(UserError, match="has 76 bytes, expected at most 75"):
+            train(project)
+        assert not Path("results").exists()
+        monkeypatch.setattr("tempfile.tempdir", str(deep))
         assert content(train(project)) == undisturbed
 
 

@@ -29,7 +29,7 @@ def loop(*_: object) -> None:
 
 
 def memory(*_: object) -> None:
-    np.ones(1200 << 20, np.uint8)
+    np.ones(300 << 20, np.uint8)
     raise UserError("and then well")
 
 

@@ -30,10 +30,8 @@ from typing import Any
 
 from udaseg import cli
 
-SECONDS = 10.0  # of computing, of one case
 WAITING = 6  # times as many of the clock
 GRACE = 5.0  # for a hang to be told with the place where it hangs
-MEMORY = 1 << 30  # bytes that a case may add to what its process had
 ADDRESSES = 3 << 30  # of address space: threads reserve much that they never touch
 FILE = 256 << 20  # bytes of one file
 PROCESSES = (
@@ -206,8 +204,8 @@ def run(
     recipes: Sequence[Any],
     scratch: Path,
     *,
-    seconds: float = SECONDS,
-    memory: int = MEMORY,
+    seconds: float,
+    memory: int,
     keep: bool = False,
 ) -> Iterator[Outcome]:
     """The outcome of each recipe, in order.

@@ -130,8 +130,9 @@ def superseded(benchmark: str) -> dict[str, str]:
     path = REFERENCES / "superseded.yaml"
     table = (yaml12.read(path) or {}) if path.exists() else {}
     rows = (table.get(benchmark) or {}) if isinstance(table, dict) else None
-    lists = rows.values() if isinstance(rows, dict) else [None]
-    if not all(isinstance(methods, list) and all(isinstance(name, str) for name in methods) for methods in lists):
+    if not isinstance(rows, dict) or not all(
+        isinstance(methods, list) and all(isinstance(name, str) for name in methods) for methods in rows.values()
+    ):
         raise UserError(
             f"{path}: expected for each benchmark a block of lists, as in `streets: {{K3: [self_training]}}`; mend it"
         )

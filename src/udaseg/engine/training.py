@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from udaseg.models import trained
 from udaseg.params import Run
 from udaseg.progress import duration
 
+# bytes of a path that a socket can have, less what multiprocessing puts below TMPDIR: /pymp-xxxxxxxx/listener-xxxxxxxx
+LONGEST_TMPDIR = (103 if sys.platform == "darwin" else 107) - 32
 KEPT = Path("results/.trained")  # the last finished training of each run
 Validate = Callable[[Run, Method, torch.device], dict[str, float]]  # names and scores of the networks in training
 log = logging.getLogger("udaseg")
@@ -45,6 +49,7 @@ def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
         Interrupted: a stop signal came; the state is saved.
     """
     run.check_usable()
+    check_temporary(run.params.run.workers)
     restart = Path("results/.restart", *folder.parts[1:])
     device = runtime.setup(run.params.run)
     try:
@@ -91,6 +96,8 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
     optimizer = build_optimizer(method, run.train.optimizer, device)
     try:
         loop = Loop(run, method, optimizer, device, restart, fingerprint)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         if not (restart / "state.pt").exists():
             raise
@@ -109,6 +116,20 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
         keep(folder)
         log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
         shutil.rmtree(restart, ignore_errors=True)
+
+
+def check_temporary(workers: int) -> None:
+    """Whether loader processes can open their sockets, which lie in the temporary folder.
+
+    Raises:
+        UserError: its path is too long for that.
+    """
+    folder = tempfile.gettempdir()
+    if workers and (length := len(os.fsencode(folder))) > LONGEST_TMPDIR:
+        raise UserError(
+            f"TMPDIR: the path {folder} has {length} bytes, expected at most {LONGEST_TMPDIR}, or loader processes cannot open sockets "
+            f"in it; set TMPDIR to a folder with a shorter path, or run.workers in params.yaml to 0, which changes no result"
+        )
 
 
 def check_crop(run: Run, method: Method, device: torch.device) -> None:
