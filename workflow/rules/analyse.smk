@@ -29,4 +29,4 @@ rule analyse:
         "udaseg with-gpus {resources.gpu} -- python -m udaseg analyse "
         "--benchmark {wildcards.benchmark:q} --method {wildcards.method:q} --seed {wildcards.seed:q}; "
         "for copy in {output.analysed:q}; do "
-        "cp results/{wildcards.benchmark:q}/{wildcards.method:q}/seed{wildcards.seed:q}/\"$(basename \"$copy\")\" \"$copy\"; done"
+        'cp results/{wildcards.benchmark:q}/{wildcards.method:q}/seed{wildcards.seed:q}/"$(basename "$copy")" "$copy"; done'

@@ -30,4 +30,4 @@ rule evaluate:
         "udaseg with-gpus {resources.gpu} -- python -m udaseg evaluate "
         "--benchmark {wildcards.benchmark:q} --method {wildcards.method:q} --seed {wildcards.seed:q}; "
         "for copy in {output.compared:q}; do "
-        "cp results/{wildcards.benchmark:q}/{wildcards.method:q}/seed{wildcards.seed:q}/\"$(basename \"$copy\")\" \"$copy\"; done"
+        'cp results/{wildcards.benchmark:q}/{wildcards.method:q}/seed{wildcards.seed:q}/"$(basename "$copy")" "$copy"; done'
