@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
          tests/test_oracles.py tests/test_committed.py
 
-.PHONY: help demo test check quick plan-check small fuzz rehearsal audit drill install clean
+.PHONY: help demo test check quick plan-check small fuzz rehearsal audit lock drill install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 25 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
 	@echo "make rehearsal  every benchmark on licensed data, on generated stand-ins (B=gta2cityscapes: that one)"
 	@echo "make audit  known holes of the pinned packages, where an index is in reach"
+	@echo "make lock   hashes of the pinned packages anew, after a pin was changed"
 	@echo "make drill N=20 SEED=0  hurt the workflow N times at random and compare what comes out (ROUND=17: that one again)"
 	@echo "make clean  remove demo/ and the environment; your data and results stay"
 
@@ -29,7 +30,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	  { echo "found $$($(PYTHON) --version), need Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	@echo "installing the pinned packages into .venv (once; about 6 GB, a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
@@ -82,6 +83,9 @@ rehearsal: $(VENV)/installed
 
 audit:
 	@$(PYTHON) .ci/audit
+
+lock:
+	@$(PYTHON) .ci/lock
 
 # The next N rounds that tests/drill/rounds.jsonl lacks, or ROUND again; the table of all of them goes to docs/reliability.md.
 drill: $(VENV)/installed

@@ -69,7 +69,9 @@ def test_what_is_missing_is_named_with_what_to_do(
     project.set("run/device", "cuda")
     project.set("run/threads", 4096)
     monkeypatch.setenv("UDASEG_MIRROR", "/nowhere")
-    (project.folder / "requirements.lock").write_text("# pins\nnumpy==0.1\nno-such-package==1\n")
+    (project.folder / "requirements.lock").write_text(
+        "# pins\nnumpy==0.1 \\\n    --hash=sha256:0a \\\n    --hash=sha256:0b\nno-such-package==1\n"
+    )
     assert doctor(Path("params.yaml")) == 1
     found = told(capsys)
     assert one(found, "data streets_game")[1].endswith("found; prepared by the next `snakemake`")

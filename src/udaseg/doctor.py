@@ -33,7 +33,7 @@ from udaseg.params import LICENSED, Dataset, Params, Use, uses
 from udaseg.workflow import altered, bridges, guard, lease, plan
 
 WIDTH = 80
-INSTALL = "python -m pip install --no-deps -r requirements.lock"
+INSTALL = "python -m pip install --no-deps --require-hashes -r requirements.lock"
 LEAST_MEMORY = 4e9  # measured: 1 to 1.5 GB for one training of a small network on the CPU
 LEAST_DISK = 1e9
 PIXEL_BYTES = 4  # on the disk while a data set is prepared: two of the zips (streets and CamVid: 1.3 to 1.9), twice
@@ -132,7 +132,9 @@ def packages() -> Iterator[Finding]:
     if not lock.is_file():
         yield Finding("note", "no requirements.lock here", "run this at the top of a udaseg checkout")
         return
-    lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line.rstrip(" \\") for line in lock.read_text().splitlines() if line[:1].isalnum()
+    ]  # not comments, not hashes
     pins = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate()]
     others = differing(pins)
     python = f"Python {platform.python_version()}"
