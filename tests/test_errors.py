@@ -815,6 +815,30 @@ def comma_in_a_class(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
 
 
 @case
+def class_called_void(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    own_folder(project)
+    project.set("datasets/mine/classes", ["void", "x", "y"])
+    project.set("datasets/mine/ids", {0: "void", 1: "x", 2: "y"})
+    return PREPARE
+
+
+@case
+def class_called_like_the_rest(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    project.set("benchmarks/streets/classes", ["road", "other classes"])
+    return TRAIN
+
+
+@case
+def name_that_is_too_long(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["predict", "x" * 300, ".", "--out", "y"]
+
+
+@case
+def folder_name_that_is_too_long(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["predict", "model.safetensors", "x" * 300, "--out", "y"]
+
+
+@case
 def reference_of_two_protocols(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     for seed, protocol in enumerate(("matched", "native")):
         folder = Path(f"results/reference/streets/self_training/seed{seed}")

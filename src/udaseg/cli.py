@@ -129,10 +129,10 @@ def of_the_machine(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the disk; free some and run again (nothing finished is lost)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return (
-            f"{os.fsdecode(error.filename)}: {error.strerror}; expected files that can be read in folders that can be written; "
-            f"mend that, then run again"
-        )
+        expected = "files that can be read in folders that can be written"
+        if error.errno == errno.ENAMETOOLONG:
+            expected = "at most 255 bytes between two slashes and 4095 in all"
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; expected {expected}; mend that, then run again"
     if isinstance(error, MemoryError) or re.search(r"out of memory|ALLOC_FAILED|allocate memory", str(error), re.I):
         what = "the GPU" if "CUDA" in str(error) or "CUBLAS" in str(error) or "CUDNN" in str(error) else "the machine"
         return (

@@ -40,7 +40,7 @@ from udaseg.checking import (
     reject_unknown,
     shown,
 )
-from udaseg.classes import ClassSpace, class_space
+from udaseg.classes import OTHER, ClassSpace, class_space
 from udaseg.errors import UserError
 from udaseg.recipes import Start, Variant, block_of, papers, terms
 from udaseg.recipes.bcl import Bcl
@@ -584,7 +584,16 @@ def check_name(name: Any, what: str) -> None:
 
 
 def check_classes(names: tuple[str, ...], where: str) -> None:
-    """Raises UserError for a class name that is no word, or that leads somewhere as a path."""
+    """Raises UserError for a class name that is no word, that leads somewhere as a path, or that means something else here."""
+    if "void" in names:  # its pixels would be scored, and `ids` could not tell it from pixels without a class
+        raise UserError(
+            f"params.yaml: {where}.classes: found 'void', which is no class but what pixels without one are called; leave it out, and give "
+            f"the values of label files in `ids`, as in {{0: void, 1: road}}"
+        )
+    if OTHER in names:
+        raise UserError(
+            f"params.yaml: {where}.classes: found {OTHER!r}, which names the classes that a benchmark lacks; choose another name"
+        )
     for name in names:
         if not name.strip() or not name.isprintable() or name.startswith("/") or ".." in re.split(r"[/\\]", name):
             raise UserError(
