@@ -830,7 +830,8 @@ def class_called_like_the_rest(project: Project, patch: pytest.MonkeyPatch) -> l
 
 @case
 def name_that_is_too_long(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
-    return ["predict", "x" * 300, ".", "--out", "y"]
+    own_folder(project)
+    return ["predict", "x" * 300, "mine/images", "--out", "y"]
 
 
 @case

@@ -118,7 +118,11 @@ def load(where: str | Path, *, device: str = "auto") -> Model:
         UserError: no model there, or one that this version cannot read.
     """
     path = Path(where)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{path}: {error.strerror}; expected a model file or the folder of a trained run") from None
+    if is_folder:
         if not (path / MODEL).is_file():
             raise UserError(
                 f"{path}: found a folder without {MODEL}, expected the folder of a trained run, as results/streets/sepico/seed0"

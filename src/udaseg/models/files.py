@@ -5,7 +5,6 @@ The header's metadata hold a hash of all else in the file, so that a damaged fil
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -75,7 +74,7 @@ def load_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
         UserError: no such file, not a complete safetensors file, or not what was written.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # a name that is too long names nothing
+    if not path.is_file():
         raise UserError(f"found nothing at {path}, expected a model file (safetensors): give its path or make it first")
     try:
         metadata, found = read_whole(path)
