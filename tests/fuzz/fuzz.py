@@ -83,6 +83,9 @@ def main() -> int:
     parser.add_argument("--corpus", action="store_true", help="before them the cases that once failed: corpus.jsonl")
     parser.add_argument("--failed", type=Path, metavar="FILE", help="append the recipes of what fails")
     parser.add_argument("--limit", type=float, default=10.0, help="seconds of computing of one case (default: 10)")
+    parser.add_argument(
+        "--waiting", type=float, default=60.0, help="seconds of the clock (default: 60; at low priority more)"
+    )
     parser.add_argument("--memory", type=int, default=1024, help="MiB that one case may take (default: 1024)")
     parser.add_argument("--keep", action="store_true", help="leave the folders, and say where")
     args = parser.parse_args()
@@ -122,7 +125,8 @@ def fuzz(args: argparse.Namespace, scratch: Path) -> int:
             print(json.dumps(recipes[0]))
         play = named(kind_of(name), "play")
         started = time.monotonic()
-        outcomes = sandbox.run(play, recipes, scratch, seconds=args.limit, memory=args.memory << 20, keep=args.keep)
+        limits: dict[str, Any] = {"seconds": args.limit, "waiting": args.waiting, "memory": args.memory << 20}
+        outcomes = sandbox.run(play, recipes, scratch, **limits, keep=args.keep)
         for number, recipe, outcome in zip(numbers, recipes, outcomes, strict=True):
             row = table.setdefault(name, Counter())
             row["cases"] += 1

@@ -1,6 +1,6 @@
 """Cases in forks of one warm process: ten seconds, one GiB more than the process had, nothing written outside the case's folder.
 
-The ten seconds are of computing; what waits has six times as long, because a busy machine is no hang.
+The ten seconds are of computing; what waits has a minute, because a busy machine is no hang.
 
 A batch of cases shares a fork, because forking a process that has imported torch takes longer than most cases. A fork that dies
 or hangs takes one case with it; the rest of its batch goes on in a new one.
@@ -30,7 +30,6 @@ from typing import Any
 
 from udaseg import cli
 
-WAITING = 6  # times as many of the clock
 GRACE = 5.0  # for a hang to be told with the place where it hangs
 ADDRESSES = 3 << 30  # of address space: threads reserve much that they never touch
 FILE = 256 << 20  # bytes of one file
@@ -205,6 +204,7 @@ def run(
     scratch: Path,
     *,
     seconds: float,
+    waiting: float,
     memory: int,
     keep: bool = False,
 ) -> Iterator[Outcome]:
@@ -213,7 +213,8 @@ def run(
     Args:
         play: plays a recipe in the working directory that it is given; whether the program accepted it.
         scratch: where the cases' folders are made.
-        seconds: limit of one case.
+        seconds: limit of one case's computing.
+        waiting: limit of one case in seconds of the clock.
         memory: limit of one case's growth, in bytes.
         keep: leave the folders.
     """
@@ -224,10 +225,10 @@ def run(
         child = os.fork()
         if child == 0:
             os.close(reader)
-            _work(play, recipes[done:], scratch, done, writer, seconds, memory, keep)
+            _work(play, recipes[done:], scratch, done, writer, seconds, waiting, memory, keep)
         os.close(writer)
         try:
-            for outcome in _heard(reader, child, len(recipes) - done, scratch, seconds):
+            for outcome in _heard(reader, child, len(recipes) - done, scratch, seconds, waiting):
                 done += 1
                 yield outcome
         finally:
@@ -238,11 +239,11 @@ def run(
                 os.waitpid(child, 0)
 
 
-def _heard(reader: int, child: int, count: int, scratch: Path, seconds: float) -> Iterator[Outcome]:
+def _heard(reader: int, child: int, count: int, scratch: Path, seconds: float, waiting: float) -> Iterator[Outcome]:
     """Outcomes as a fork tells them, one a line; the last one from how it died, if it did."""
     text, heard = b"", 0
     while heard < count:
-        ready, _, _ = select.select([reader], [], [], WAITING * seconds + GRACE)
+        ready, _, _ = select.select([reader], [], [], waiting + GRACE)
         piece = os.read(reader, 1 << 16) if ready else b""
         if not piece:
             if not ready:
@@ -253,7 +254,7 @@ def _heard(reader: int, child: int, count: int, scratch: Path, seconds: float) -
             place.unlink(missing_ok=True)
             how = os.waitstatus_to_exitcode(status)
             if not ready or "Timeout" in where:
-                yield Outcome("failed", f"waits for more than {WAITING * seconds:g} s\n{where[-2500:]}", seconds)
+                yield Outcome("failed", f"waits for more than {waiting:g} s\n{where[-2500:]}", seconds)
             elif how == -signal.SIGPROF:
                 yield Outcome("failed", f"computes for more than {seconds:g} s\n{where[-2500:]}", seconds)
             else:
@@ -279,6 +280,7 @@ def _work(
     first: int,
     writer: int,
     seconds: float,
+    waiting: float,
     memory: int,
     keep: bool,
 ) -> None:
@@ -309,7 +311,7 @@ def _work(
             WATCH.home, WATCH.scratch = str(home), str(scratch)
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             before, began = kilobytes("VmRSS"), time.monotonic()
-            faulthandler.dump_traceback_later(WAITING * seconds, exit=True, file=place)
+            faulthandler.dump_traceback_later(waiting, exit=True, file=place)
             signal.setitimer(signal.ITIMER_PROF, seconds)
             verdict, text = _played(play, recipe, home)
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -50,7 +50,7 @@ def test_a_short_run_and_those_that_once_failed(tmp_path: Path) -> None:
 
 
 def test_finds_what_is_planted_and_plays_it_again() -> None:
-    code, text, table = fuzz("--kinds", "planted", "--cases", "10", "--limit", "1", "--memory", "200")
+    code, text, table = fuzz("--kinds", "planted", "--cases", "10", "--limit", "1", "--waiting", "6", "--memory", "200")
     assert code == 1 and table["planted"]["failed"] == 9 and table["planted"]["refused"] == 1, text
     for words in (
         "KeyError: 'planted'",
