@@ -62,6 +62,8 @@ def test_labels_are_those_of_the_command_in_every_form(here: Path) -> None:
 
 def test_a_run_folder_is_a_model_and_one_without_is_named(here: Path) -> None:
     assert udaseg.load(here).predict("photographs/0.jpg").labels.shape == (60, 90)
+    with pytest.raises(UserError, match="File name too long; expected a model file or the folder of a trained run"):
+        udaseg.load("x" * 300)
     with pytest.raises(UserError, match=r"photographs: found a folder without model.safetensors"):
         udaseg.load("photographs")
 

@@ -835,11 +835,6 @@ def name_that_is_too_long(project: Project, patch: pytest.MonkeyPatch) -> list[s
 
 
 @case
-def folder_name_that_is_too_long(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
-    return ["predict", "model.safetensors", "x" * 300, "--out", "y"]
-
-
-@case
 def reference_of_two_protocols(project: Project, patch: pytest.MonkeyPatch) -> list[str]:
     for seed, protocol in enumerate(("matched", "native")):
         folder = Path(f"results/reference/streets/self_training/seed{seed}")
