@@ -153,10 +153,10 @@ def delivered(p: Params, benchmark: str) -> str:
 def start(run: Run) -> list[str]:
     """What is trained before `run`: the pretrained model if it starts from it, and a run of the same recipe if there is one."""
     before = [run.pretrained] if run.init == "source_only" else []
-    for twin in run.twins:
-        if twin == run.folder:
+    for other in run.twins:
+        if other == run.folder:
             break
-        before.append(twin / "model.safetensors")
+        before.append(other / "model.safetensors")
     return [path.as_posix() for path in before]
 
 
