@@ -24,6 +24,17 @@ def test_every_step_has_help_with_an_example(step: str, capsys: pytest.CaptureFi
     assert f"example: udaseg {step}" in " ".join(text.split())
 
 
+def test_the_overview_has_every_step_once_in_a_group_and_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(STEPS)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80 and all(f"\n  {name} " in text for name in STEPS)
+
+
 SEED = "an integer from 0 to 18446744073709551615"
 
 

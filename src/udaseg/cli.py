@@ -12,7 +12,9 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -227,6 +229,17 @@ def compare(args: argparse.Namespace) -> None:
     print(step.compare_benchmark(p, args.benchmark, reference=args.reference))
 
 
+def table(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.comparison import terminal
+
+    p = params.load(args.params)
+    for name in args.benchmarks:
+        lookup(p.benchmarks, name, "benchmark")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(terminal.show(p, args.benchmarks, reference=args.reference, width=width))
+
+
 def figure(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.figures import draw
@@ -389,17 +402,49 @@ def bench(args: argparse.Namespace) -> None:
     print(step.bench(p.resolve(args.benchmark, args.method, args.seed), steps=args.steps))
 
 
+# What `udaseg --help` shows under which heading, in this order.
+GROUPS = {
+    "for people": (
+        *("doctor", "table", "predict", "export", "submit", "new-target", "import-checkpoint"),
+        *("why", "verify", "resign", "import-run", "publish-methods", "bench"),
+    ),
+    "steps of the pipeline, which `snakemake` and `dvc repro` run": (
+        *("prepare", "pretrain", "train", "evaluate", "analyse", "compare", "figure", "report", "select"),
+    ),
+    "between Snakemake and DVC (docs/workflow.md)": ("record", "sync", "stage", "identity", "with-gpus"),
+}
+
+
+def overview(texts: dict[str, str]) -> str:
+    """The sub-commands in their groups, as wide as the screen."""
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    lines = []
+    for heading, names in GROUPS.items():
+        lines += [f"{heading}:"]
+        for name in names:
+            lines += textwrap.wrap(f"  {name:<19}{texts[name]}", width, subsequent_indent=" " * 21)
+        lines += [""]
+    return "\n".join(
+        [*lines, "udaseg STEP --help says more, with an example:", "  udaseg train --benchmark streets --method sepico"]
+    )
+
+
 def make_parser() -> Parser:
     parser = Parser(
         prog="udaseg",
-        description="Unsupervised domain adaptation of semantic segmentation: train, score and compare methods.",
-        epilog="example: udaseg train --benchmark streets --method self_training --seed 0",
+        description="Unsupervised domain adaptation of semantic segmentation:\ntrain, score and compare methods.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="udaseg STEP ...",
     )
     parser.add_argument("--version", action="version", version=f"udaseg {__version__}")
-    steps = parser.steps = parser.add_subparsers(dest="step", required=True, metavar="STEP", parser_class=Parser)
+    steps = parser.steps = parser.add_subparsers(
+        prog="udaseg", dest="step", required=True, metavar="STEP", help=argparse.SUPPRESS, parser_class=Parser
+    )
+    texts: dict[str, str] = {}
 
     def add(name: str, call: object, text: str, example: str) -> Parser:
-        sub = steps.add_parser(name, help=text, description=text, epilog=f"example: udaseg {name} {example}")
+        texts[name] = text
+        sub = steps.add_parser(name, description=text, epilog=f"example: udaseg {name} {example}")
         sub.set_defaults(call=call)
         return sub
 
@@ -473,6 +518,9 @@ def make_parser() -> Parser:
         )
     )
     sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
+    sub = with_params(add("table", table, "Print the comparison of a benchmark's methods.", "streets"))
+    sub.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help="default: all of `run.benchmarks`")
     sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
     sub = with_params(add("figure", figure, "Draw one figure of a benchmark, or all.", "tsne --benchmark streets"))
     sub.add_argument("name", nargs="?", type=one_of(*FIGURES), metavar="NAME", help=f"one of {', '.join(FIGURES)}")
@@ -610,4 +658,5 @@ def make_parser() -> Parser:
     sub.add_argument(
         "--shrink", type=whole(1, 10**6), default=1, help="losses: divide the positions by this, for a quick look"
     )
+    parser.epilog = overview(texts)
     return parser

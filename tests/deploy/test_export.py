@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from timm.layers import AvgPool2dSame, Conv2dSame
 from tiny_model import write_model
 from torch import nn
 from torch.export import Dim
 
+import udaseg
+from tiny_project import ROOT
 from udaseg.deploy import export as step
 from udaseg.errors import UserError
 from udaseg.models.trained import load
@@ -185,3 +189,20 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"needs the package {package}, .* pip install 'udaseg\[export\]'"):
         step.export(make_model(), None, size=None)
+
+
+@pytest.mark.parametrize("size", [(150, 100), (90, 200)])
+def test_the_code_of_the_page_labels_as_predict(
+    exported: tuple[Path, list[str]], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = exported
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "programs").symlink_to(model.parent)
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save("photo.jpg")
+    (code,) = re.findall(r"```python\n(import numpy.*?)```", (ROOT / "docs/use.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    expected = udaseg.load(model, device="cpu").predict("photo.jpg").labels
+    assert names["labels"].shape == expected.shape
+    assert (names["labels"] == expected).mean() > 0.97  # but for the borders: labels are enlarged, not logits

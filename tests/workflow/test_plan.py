@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from repository import ROOT, TRAINED, Repository, identity_text
 
 from udaseg import params
@@ -117,6 +118,16 @@ def test_i_4_commands_only_run_rules(finished: Repository, stages: list[Stage]) 
 def test_i_21_style_of_the_rules(finished: Repository) -> None:
     finished.run("snakefmt", "--check", "Snakefile", "workflow")
     finished.snakemake("--lint")
+    finished.snakemake("-s", "workflow/Snakefile", "--lint")
+
+
+def test_the_catalogues_entry_plans_the_same(finished: Repository) -> None:
+    assert yaml.safe_load((finished.folder / ".snakemake-workflow-catalog.yml").read_text())["usage"]["report"]
+    text = finished.snakemake("-n", "--forceall", "-s", "workflow/Snakefile")
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", text, re.M))
+    expected = dict(re.findall(r"^(\w+) +(\d+)$", finished.snakemake("-n", "--forceall"), re.M))
+    assert counts.pop("complete") == expected.pop("all") == "1" and counts.pop("all", "1") == "1"
+    assert {**counts, "total": ""} == {**expected, "total": ""} and counts["train"]
 
 
 def test_an_unknown_method_is_answered_in_one_line(finished: Repository) -> None:

@@ -32,7 +32,7 @@ LAYOUT = (
     "params.yaml: found `datasets` or `benchmarks` in another layout than one indented entry after the other; lay them out "
     "like that, or add the blocks by hand (docs/your-own-images.md)"
 )
-METHOD = "self_training"  # of the commands shown: no contrastive method beats it surely (README.md)
+METHOD = "self_training"  # of the commands shown: no contrastive method beats it surely (docs/results.md)
 
 
 def new_target(path: Path, folder: Path, *, name: str, like: str) -> str:
