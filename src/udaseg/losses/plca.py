@@ -91,25 +91,52 @@ def lovasz_softmax(probabilities: Tensor, label: Tensor) -> Tensor:
 
     One Jaccard index per class over all pixels of the batch that are not ignored; mean over the classes that occur.
     """
-    classes = probabilities.shape[1]
     p = fp32(probabilities).transpose(0, 1).flatten(1)  # (C, P)
     y = label.flatten()
-    foreground = y == torch.arange(classes, device=y.device)[:, None]
-    # ignored pixels come last, where the index rises no more
-    errors = torch.where(y != IGNORE, (foreground.to(p.dtype) - p).abs(), -1.0)
     with torch.no_grad():
-        order = errors.argsort(dim=1, descending=True, stable=True)
-        hit = foreground.gather(1, order)
-        # integer sums: the floating-point cumulative sum has no deterministic version on CUDA
-        size = foreground.sum(dim=1, keepdim=True, dtype=torch.int32)
-        found = hit.cumsum(dim=1, dtype=torch.int32)
-        seen = torch.arange(1, len(y) + 1, device=y.device, dtype=torch.int32)
-        missed, union = (size - found).to(p.dtype), (size + seen - found).to(p.dtype)
-        # J_k - J_(k-1) in closed form, where the difference of two numbers near 1 would lose most digits
-        step = torch.where(hit, 1.0, missed / (union - 1).clamp(min=1)) / union.clamp(min=1)
-        weight = torch.zeros_like(p).scatter_(1, order, step)
-        present = (size > 0).sum()
-    return (errors * weight).sum() / present.clamp(min=1)
+        slope = torch.empty_like(p)
+        constant, present = p.new_zeros(()), torch.zeros_like(y[0], dtype=torch.int64)
+        # class by class: what one of them needs for a moment takes several times its row
+        for k, row in enumerate(p):
+            foreground = y == k
+            weight = _jaccard_weights(torch.where(y != IGNORE, (foreground.to(p.dtype) - row).abs(), -1.0), foreground)
+            slope[k] = torch.where(foreground, -weight, weight)
+            constant += (weight * foreground).sum()
+            present += foreground.any()
+    # an error is 1 - p of the class's own pixels and p of the others: the sum of weight x error
+    return ((p * slope).sum() + constant) / present.clamp(min=1)
+
+
+def _jaccard_weights(errors: Tensor, foreground: Tensor) -> Tensor:
+    """(P,) by how much each error raises the Jaccard index, largest error first (of equals the first); 0 without foreground.
+
+    Args:
+        errors: (P,) 0 .. 1; -1 of ignored pixels, which come last, where the index rises no more.
+        foreground: (P,) pixels of the class.
+    """
+    order = _descending(errors)
+    hit = foreground[order]
+    # integer sums: the floating-point cumulative sum has no deterministic version on CUDA
+    size = foreground.sum(dtype=torch.int32)
+    found = hit.cumsum(0, dtype=torch.int32)
+    seen = torch.arange(1, len(errors) + 1, device=errors.device, dtype=torch.int32)
+    missed, union = (size - found).to(errors.dtype), (size + seen - found).to(errors.dtype)
+    # J_k - J_(k-1) in closed form, where the difference of two numbers near 1 would lose most digits
+    step = torch.where(hit, 1.0, missed / (union - 1).clamp(min=1)) / union.clamp(min=1)
+    return torch.zeros_like(errors).scatter_(0, order, step)
+
+
+def _descending(errors: Tensor) -> Tensor:
+    """(P,) positions from the largest error to the smallest, of equal ones the first first.
+
+    Bits of non-negative fp32 numbers are in the order of the numbers. With the position behind them all keys differ, so that
+    any sort gives one order, and no second array of positions is moved along.
+    """
+    if errors.dtype != torch.float32:
+        return errors.argsort(descending=True, stable=True)
+    position = torch.arange(len(errors), device=errors.device)
+    keys = (-errors.view(torch.int32).to(torch.int64) << 32) | position
+    return keys.sort().values & 0xFFFFFFFF
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from udaseg.classes import IGNORE
 
+SMALL = 64  # side up to which two products are faster than interpolation and its gradient (measured on a CPU, 11 to 960 channels)
+
 
 def fp32(tensor: Tensor) -> Tensor:
     """At least single precision, for exponentials and norms of bf16 maps; float64 stays as it is.
@@ -22,10 +24,28 @@ def fp32(tensor: Tensor) -> Tensor:
 
 
 def resized(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """(B, C, h, w) at `size` = (H, W): bilinear, half-pixel centres unless the corners are to stay corners. Of its size: itself."""
+    """(B, C, h, w) at `size` = (H, W): bilinear, half-pixel centres unless the corners are to stay corners. Of its size: itself.
+
+    Small maps of a graph are multiplied from both sides by the (H, h) and (w, W) matrices of the two interpolations: the same
+    values to rounding, and the gradient is two products as well, deterministic everywhere and several times faster on a CPU.
+    """
     if tuple(maps.shape[-2:]) == size:
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+    if not (maps.requires_grad and max(maps.shape[-2:]) <= SMALL):
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+    wide = fp32(maps)
+    with torch.autocast(maps.device.type, enabled=False):
+        rows, columns = (
+            interpolation(before, after, align_corners, wide)
+            for before, after in zip(maps.shape[-2:], size, strict=True)
+        )
+        return (rows @ (wide @ columns.mT)).to(maps.dtype)
+
+
+def interpolation(before: int, after: int, align_corners: bool, like: Tensor) -> Tensor:
+    """(after, before) matrix that interpolates linearly along one side, of the type and on the device of `like`."""
+    unit = torch.eye(before, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(unit, size=after, mode="linear", align_corners=align_corners)[0].mT.contiguous()
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:

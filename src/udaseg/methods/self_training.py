@@ -148,6 +148,8 @@ class SelfTrainingMethod(Method):
     def crop_target(self, batch: Batch) -> None:
         """Class-balanced cropping: cut each whole target image where the teacher sees the most even mix of classes."""
         assert batch.target is not None and batch.corners is not None
+        if tuple(batch.target.shape[-2:]) == (self.run.train.crop.height, self.run.train.crop.width):
+            return  # nothing to choose from, and the pseudo-labels need this pass anyway
         label, size = self.teacher_probabilities(batch).argmax(dim=1), self.run.train.crop
         corner = best_corner(label, batch.corners, size, self.classes, self.p.crop_max_ratio)
         batch.target = cut(batch.target, corner, size)
