@@ -7,7 +7,7 @@ dvc repro                                 # the same rules, one at a time, where
 from snakemake.utils import min_version
 
 from udaseg.errors import UserError
-from udaseg.workflow import guard, plan, stopped
+from udaseg.workflow import growing, guard, plan, stopped, warm
 
 min_version("9.27")
 
@@ -24,6 +24,12 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 LAST_WORD = stopped.LastWord()
+
+
+onstart:
+    if workflow.is_main_process and guard.is_on():
+        warm.start()
+        logger.addHandler(growing.Growing(P, workflow.dag.needrun_jobs()))
 
 
 onerror:

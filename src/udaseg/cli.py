@@ -23,6 +23,7 @@ from udaseg import __version__
 from udaseg.checking import LARGEST_SEED, Range, lookup, nearest, shown
 from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
+from udaseg.workflow import warm
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
@@ -91,6 +92,10 @@ def one_of(*known: str) -> Callable[[str], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if warm.VARIABLE in os.environ:
+        code = warm.handed_over(sys.argv[1:] if argv is None else argv)
+        if code is not None:
+            return code
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
             stream, io.TextIOWrapper

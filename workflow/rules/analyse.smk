@@ -15,7 +15,7 @@ rule analyse:
         "benchmarks/analyse/{benchmark}/{method}/seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: P.run.threads
+    threads: 1  # nearly all of it is, after one pass over the images
     resources:
         gpu=min(GPUS, 1),
         mem_mb=8000,

@@ -14,6 +14,7 @@ rule evaluate:
         "logs/evaluate/{benchmark}/{method}/seed{seed}.log",
     benchmark:
         "benchmarks/evaluate/{benchmark}/{method}/seed{seed}.tsv"
+    priority: 2  # the table grows with the models
     conda:
         "../../environment.yml"
     threads: P.run.threads

@@ -39,6 +39,7 @@ rule train:
         "logs/train/{benchmark}/{method}/seed{seed}.log",
     benchmark:
         "benchmarks/train/{benchmark}/{method}/seed{seed}.tsv"
+    priority: lambda wc: growing.urgency(wc.method)
     conda:
         "../../environment.yml"
     threads: P.run.threads + P.run.workers

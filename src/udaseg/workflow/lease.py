@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from udaseg.errors import UserError
+from udaseg.workflow import warm
 from udaseg.workflow.launch import SIGNALS
 
 log = logging.getLogger("udaseg")
@@ -39,6 +40,8 @@ def with_gpus(count: int, command: list[str]) -> int:
         raise UserError("no command given; say for example `udaseg with-gpus 1 -- python -m udaseg train ...`")
     devices, locks = hold(pool(), count)
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if devices:
+        environment.pop(warm.VARIABLE, None)  # what holds a device is a child of what holds its lock
     launched = command
     if len(devices) > 1 and command[1:2] == ["-m"]:
         launched = [command[0], "-m", "udaseg.workflow.launch", str(len(devices)), *command[1:]]
