@@ -9,12 +9,13 @@ export PYTHONUNBUFFERED := 1
 QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_confusion.py tests/test_params.py \
          tests/test_oracles.py tests/test_committed.py
 
-.PHONY: help demo test check quick plan-check small fuzz rehearsal audit lock drill install clean
+.PHONY: help demo test check quick plan-check gpu-check small fuzz rehearsal audit lock drill install clean
 help:
 	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 25 minutes on 2 cores)"
 	@echo "make test   style, types and tests (about 25 minutes on 2 cores)"
 	@echo "make quick  formulas and parameters alone (under a minute): while you write"
 	@echo "make check  style and types alone"
+	@echo "make gpu-check PYTHON=python3  where there is a GPU: tests, bits and speed in 8 minutes; needs torch, torchvision, timm, pytest"
 	@echo "make small  the whole workflow with two steps of training, in small/"
 	@echo "make plan-check  every benchmark plans without data; every method's step on every network, on tensors that claim to be on a GPU"
 	@echo "make fuzz   thousands of bad inputs (N=10000 SECONDS=1500 SEED=0)"
@@ -63,6 +64,10 @@ quick: $(VENV)/installed
 plan-check: $(VENV)/installed
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/workflow/test_plan.py -k "i_21 or i_22"
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/bench/grid.py
+
+# With any Python that has torch, torchvision, timm and pytest: no .venv, no network, eight minutes, one JSON.
+gpu-check:
+	@$(PYTHON) tests/gpu/gpu_check.py --out gpu-check.json
 
 # As the demo, on .test/params.yaml: the road, not the results.
 small: $(VENV)/installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -439,3 +440,21 @@ def test_twins_go_without_what_contrasts() -> None:
         assert one.uncontrasted == other.uncontrasted, method
     for method, other in (("pipa", "sepico-off"), ("sepico", "self_training"), ("bcl", "plca-off")):
         assert p.resolve("streets", method, 0).uncontrasted != p.resolve("streets", other, 0).uncontrasted
+
+
+def test_loaders_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto`: one on a CPU, as the cores of a process allow for a GPU; a number is a number."""
+    raw = copy.deepcopy(RAW)
+    raw["run"] |= {"workers": "auto", "gpus_per_run": 2}
+    run = params.parse(raw).run
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert (run.loaders(cuda=False), run.loaders(cuda=True)) == (1, 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert run.loaders(cuda=True) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert run.loaders(cuda=True) == 1
+    raw["run"]["workers"] = 3
+    assert params.parse(raw).run.loaders(cuda=False) == 3
+    raw["run"]["workers"] = "many"
+    with pytest.raises(UserError, match=r"run.workers: found 'many', expected an integer from 0 to 1024 or auto"):
+        params.parse(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from udaseg.data.prepared import content_hash
 
@@ -56,3 +59,26 @@ class Project:
             text=True,
             timeout=300,
         )
+
+
+def stand_in(folder: Path) -> dict[str, Any]:
+    """The test parameters with random pictures in the place of the scenes, which need SciPy; written below `folder`."""
+    rng = np.random.default_rng(0)
+    raw = copy.deepcopy(RAW)
+    for name, splits in {"streets_game": {"train": 8}, "streets_photo": {"train": 6, "test": 4}}.items():
+        root = folder / "pictures" / name
+        for split, number in splits.items():
+            for kind in ("images", "labels"):
+                (root / kind / split).mkdir(parents=True)
+            for k in range(number):
+                label = rng.permutation(32).reshape(4, 8).repeat(8, 0).repeat(8, 1) % 19
+                image = np.stack([label * 13, 255 - label * 7, label * 5], axis=2) + rng.integers(0, 9, (32, 64, 3))
+                Image.fromarray(label.astype(np.uint8)).save(root / f"labels/{split}/{k}.png")
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"images/{split}/{k}.png")
+        raw["datasets"][name] = {
+            "format": "folder",
+            "root": str(root),
+            "images": "images/{split}",
+            "labels": "labels/{split}",
+        }
+    return raw

@@ -10,6 +10,7 @@ import argparse
 import errno
 import io
 import logging
+import math
 import os
 import re
 import shutil
@@ -77,6 +78,17 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def above_0(text: str) -> float:
+    """An option that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {shown(text)}, expected a number above 0")
+    return value
 
 
 def one_of(*known: str) -> Callable[[str], str]:
@@ -392,9 +404,19 @@ def doctor(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> None:
     from udaseg import params
-    from udaseg.bench import step
 
     p = params.load(args.params)
+    if args.what == "plan":
+        from udaseg.bench.plan import bench_plan, full_size
+
+        benchmarks = [args.benchmark] if args.benchmark else list(p.benchmarks) if args.all else full_size(p)
+        methods = (
+            [args.method] if args.method else list(p.methods if args.all else dict.fromkeys((*p.run.methods, "mic")))
+        )
+        print(bench_plan(p, benchmarks, methods, tflops=args.tflops, share=args.share, jobs=args.jobs))
+        return
+    from udaseg.bench import step
+
     if args.what == "losses":
         from udaseg.bench.losses import bench_losses
 
@@ -647,21 +669,35 @@ def make_parser() -> Parser:
     sub = add(
         "bench",
         bench,
-        "Throughput and memory of a run's parts, or of each loss against its plain form, as JSON.",
-        "--benchmark streets --method self_training, or: udaseg bench losses",
+        "Throughput and memory of a run's parts, or of each loss against its plain form, as JSON; what runs will take of a GPU.",
+        "--benchmark streets --method self_training, or: udaseg bench losses, or: udaseg bench plan",
     )
     sub.add_argument(
         "what",
         nargs="?",
         default="step",
-        type=one_of("step", "losses"),
+        type=one_of("step", "losses", "plan"),
         metavar="WHAT",
-        help="step (default), or losses: at the papers' sizes, a few minutes",
+        help="step (default), or losses: at the papers' sizes, a few minutes; or plan: operations, memory and hours on a GPU, told without one",
     )
     with_run(sub, required=False)
     sub.add_argument("--steps", type=whole(1, 10**6), default=20, help="step: how many")
     sub.add_argument(
         "--shrink", type=whole(1, 10**6), default=1, help="losses: divide the positions by this, for a quick look"
+    )
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="plan: every method on every benchmark (default: run.methods and mic on the licensed data)",
+    )
+    sub.add_argument(
+        "--tflops", type=above_0, default=312.0, help="plan: the card's peak (default: 312, an A100 in bf16)"
+    )
+    sub.add_argument(
+        "--share", type=above_0, default=0.2, help="plan: which part of the peak is reached (default: 0.2)"
+    )
+    sub.add_argument(
+        "--jobs", type=whole(1, 1024), default=os.cpu_count() or 1, help="plan: processes (default: all cores)"
     )
     parser.epilog = overview(texts)
     return parser

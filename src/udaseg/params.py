@@ -92,10 +92,17 @@ class RunBlock:
     seeds: tuple[Seed, ...]
     protocol: Literal["matched", "native"]
     threads: Annotated[int, Range(least=1, most=4096)]
-    workers: Processes
+    workers: Processes | Literal["auto"]
     gpus_per_run: Processes
     device: Literal["auto", "cpu", "cuda"]
     tensorboard: bool = False
+
+    def loaders(self, *, cuda: bool) -> int:
+        """Data-loading processes of one training process; `auto`: one on a CPU, for a GPU as many as its share of the cores, 8 at most."""
+        if self.workers != "auto":
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(8, cores // max(1, self.gpus_per_run) - 1)) if cuda else 1
 
 
 @dataclass(frozen=True)
@@ -260,6 +267,13 @@ class Train:
     log_every: Count
     validate_every: Annotated[int, Range(least=0, most=10**9)] = (
         0  # steps between two scorings of the networks in training; 0: never
+    )
+    # On a GPU: docs/performance.md. Another choice is another result, by rounding alone.
+    compile: Literal["none", "default", "max-autotune"] = (
+        "none"  # networks and losses by torch.compile; the last with CUDA graphs
+    )
+    checkpointing: bool = (
+        False  # the encoder's blocks are made again in the backward pass: less memory, a third more time
     )
 
 
@@ -564,6 +578,11 @@ def check_train(train: Train, where: str) -> None:
         raise UserError(
             f"params.yaml: {where}: found batch {train.batch} and accumulate {train.accumulate}, expected batch to be a "
             f"multiple of accumulate"
+        )
+    if train.compile != "none" and train.checkpointing:
+        raise UserError(
+            f"params.yaml: {where}: found compile: {train.compile} and checkpointing: true, expected one of them; say compile: none, "
+            f"or checkpointing: false"
         )
     border = train.border
     for first, second, line in (("top", "bottom", "row"), ("left", "right", "column")):

@@ -70,6 +70,20 @@ def differentiable_total(tensor: Tensor) -> Tensor:
     return summed
 
 
+class _Gather(torch.autograd.Function):
+    """The tensors of all ranks; each rank's gradient is what all ranks' losses say of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        every = tensor.new_empty(world() * len(tensor), *tensor.shape[1:])
+        dist.all_gather_into_tensor(every, tensor.contiguous())
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0].contiguous()).chunk(world())[rank()]
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """The tensors of all ranks, of equal shapes, one behind the other along the first dimension; with gradient.
 
@@ -77,10 +91,8 @@ def gathered(tensor: Tensor) -> Tensor:
     """
     if world() == 1:
         return tensor
-    slots = tensor.new_zeros(world(), *tensor.shape)
-    own = torch.zeros(world(), dtype=torch.bool, device=tensor.device)
-    own[rank()] = True
-    return differentiable_total(torch.where(own.view(-1, *[1] * tensor.ndim), tensor, slots)).flatten(0, 1)
+    every: Tensor = _Gather.apply(tensor)
+    return every
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -105,9 +117,14 @@ def _global_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Training-mode batch normalisation of (B, C, H, W) with mean and variance over the batches of all ranks."""
     xf = x.float()
     count = xf.numel() // xf.shape[1] * world()
-    mean = differentiable_total(xf.sum(dim=(0, 2, 3))) / count
+    own = xf.mean(dim=(0, 2, 3))
+    spread = (xf - own[:, None, None]).square().mean(dim=(0, 2, 3))
+    # mean and spread of every rank in one call; their parts of the batch are equal, and differences of means are exact where
+    # sums of squares would cancel
+    means, spreads = gathered(torch.stack([own, spread])[None]).unbind(dim=1)
+    mean = means.mean(dim=0)
+    var = (spreads + (means - mean).square()).mean(dim=0)
     centred = xf - mean[:, None, None]
-    var = differentiable_total(centred.square().sum(dim=(0, 2, 3))) / count
     if norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None:
         with torch.no_grad():
             norm.running_mean.lerp_(mean.detach(), norm.momentum)

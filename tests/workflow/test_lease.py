@@ -93,6 +93,22 @@ def test_no_pool_and_no_request_mean_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert visible(2) == ""
 
 
+def test_a_device_named_twice_has_two_shares() -> None:
+    pool = ["0", "0", "1"]
+    taken = [lease.hold(pool, 1) for _ in range(3)]
+    try:
+        assert [devices for devices, _ in taken] == [["0"], ["0"], ["1"]]
+        assert sorted(path.name for path in lease.lock_folder().iterdir()) == ["0", "0+1", "1", "mutex"]
+    finally:
+        for _, handles in taken:
+            for handle in handles:
+                os.close(handle)
+    both, handles = lease.hold(pool, 3)  # one command has no use for two shares of a device
+    assert both == ["0", "1"]
+    for handle in handles:
+        os.close(handle)
+
+
 def test_a_request_beyond_the_pool_gets_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UDASEG_GPU_POOL", "5")
     assert visible(2) == "5"

@@ -13,7 +13,7 @@ rule pretrain:
         "benchmarks/pretrain/{benchmark}/seed{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: P.run.threads + P.run.workers
+    threads: P.run.threads + P.run.loaders(cuda=False)
     resources:
         gpu=GPUS,
         mem_mb=24000,
@@ -42,7 +42,7 @@ rule train:
     priority: lambda wc: growing.urgency(wc.method)
     conda:
         "../../environment.yml"
-    threads: P.run.threads + P.run.workers
+    threads: P.run.threads + P.run.loaders(cuda=False)
     resources:
         gpu=GPUS,
         mem_mb=24000,

@@ -54,7 +54,7 @@ def parts(run: Run, bench_run: Run, loop: Loop, steps: int) -> dict[str, Any]:
         "method": run.method_name,
         "device": provenance.machine(device)["device"],
         "threads": run.params.run.threads,
-        "workers": run.params.run.workers,
+        "workers": loop.workers,
         "batch": f"{run.train.batch} + {run.train.batch}",
         "crop": str(run.train.crop),
         "precision": run.train.precision,

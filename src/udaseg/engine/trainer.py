@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from udaseg import ranks
 from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs, Steps
-from udaseg.engine import checkpoint, rounds, runtime
+from udaseg.engine import checkpoint, compiled, rounds, runtime
 from udaseg.engine.optim import learning_rate, set_learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import create
 from udaseg.methods.base import Batch, Method
 from udaseg.models import build_model, load_encoder_weights
+from udaseg.models.backbones import is_convolutional, remake
 from udaseg.models.trained import begin_from
 from udaseg.params import Run, uses
 
@@ -44,7 +45,16 @@ def build(run: Run, device: torch.device) -> Method:
         log.info("training starts from %s", run.pretrained)
     else:
         log.info("training starts from random weights (init: none)")
-    return ranks.use_global_batch(create(run, student).to(device).train())  # type: ignore[return-value]
+    method = create(run, student)
+    if run.train.checkpointing:
+        remake(student.encoder)
+    method = method.to(device).train()
+    if device.type == "cuda" and is_convolutional(student.encoder):
+        method = method.to(memory_format=torch.channels_last)
+    ranks.use_global_batch(method)
+    if run.train.compile != "none":
+        compiled.compile_parts(method, run.train.compile)
+    return method
 
 
 class Loop:
@@ -61,6 +71,7 @@ class Loop:
     ) -> None:
         self.run, self.p, self.method, self.optimizer, self.device = run, run.train, method, optimizer, device
         self.restart, self.fingerprint = restart, fingerprint
+        self.workers = run.params.run.loaders(cuda=device.type == "cuda")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.step = 0  # steps done
         self.rate = 0.0
@@ -117,11 +128,12 @@ class Loop:
         if self.method.rounds:
             number = rounds.round_of(self.step, self.p.steps, self.method.rounds)
             if rounds.begins(self.step, self.p.steps, self.method.rounds):
-                self.labels = rounds.label(self.run, self.method, self.restart, number, self.device)
+                with compiled.plain(self.method):
+                    self.labels = rounds.label(self.run, self.method, self.restart, number, self.device)
             else:
                 rounds.check_labels(self.restart, number, self.labels)
         batches = iter(self.loader())
-        if self.run.params.run.workers:
+        if self.workers:
             # When a loading process dies torch raises wherever this one happens to be, in the middle of a step too;
             # without that it is noticed in `fetched`, between two steps.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -138,7 +150,7 @@ class Loop:
         except UserError as error:  # it comes wrapped in the process's traceback
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
         except (RuntimeError, OSError, EOFError) as error:
-            if not (self.run.params.run.workers and is_of_a_killed_loader(error)):
+            if not (self.workers and is_of_a_killed_loader(error)):
                 raise
             if ranks.world() == 1:  # else the other ranks are in the middle of a step
                 self.save()
@@ -155,6 +167,8 @@ class Loop:
         self.rate = learning_rate(self.step, self.p.steps, self.p.optimizer.lr, self.p.schedule)
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.p.compile == "max-autotune":
+            torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the last step gave is free
         for item in items:
             self.backward(Batch.of(item, self.device))
         ranks.average_gradients(self.parameters)
@@ -232,7 +246,7 @@ class Loop:
         return DataLoader(
             dataset,
             batch_sampler=steps,
-            num_workers=self.run.params.run.workers,
+            num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
@@ -246,7 +260,8 @@ class Loop:
         self.history.append({"step": self.step, "learning_rate": self.rate, **means})
         self.sums = {}
         if self.watch:
-            self.watch(self, speed)
+            with compiled.plain(self.method):  # whole images have other sizes than crops
+                self.watch(self, speed)
 
     def save(self) -> None:
         self.stop_if_broken()

@@ -49,7 +49,7 @@ def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
         Interrupted: a stop signal came; the state is saved.
     """
     run.check_usable()
-    check_temporary(run.params.run.workers)
+    check_temporary(run.params.run.loaders(cuda=False))
     restart = Path("results/.restart", *folder.parts[1:])
     device = runtime.setup(run.params.run)
     try:

@@ -10,7 +10,7 @@ import copy
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 class Method(nn.Module):
     """One training method. Subclasses implement `losses` and, where they differ, the rest."""
+
+    one_graph: ClassVar[tuple[str, ...]] = ()  # functions of its own, tensors in and out, that `train.compile` compiles
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__()
@@ -171,6 +173,8 @@ class Term(nn.Module):
 
     A term owns its projection heads, and `Averaged` copies of them where the teacher needs them too.
     """
+
+    one_graph: ClassVar[tuple[str, ...]] = ()  # as of a method
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         """Raises UserError where network, recipe or benchmark do not give what the term needs."""

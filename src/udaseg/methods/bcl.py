@@ -48,6 +48,7 @@ class BclMethod(Method):
     bias: Tensor
     bias_sums: Tensor
     bias_sets: Tensor
+    one_graph = ("contrasts", "entropy")
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)

@@ -56,6 +56,7 @@ class SepicoTerm(Term):
     variance: Tensor  # (C, A)
     bank: Tensor  # (C, M, A)
     pushed: Tensor  # (C,)
+    one_graph = ("contrast",)
 
     def __init__(self, student: Segmenter, run: Run) -> None:
         super().__init__(student, run)

@@ -5,7 +5,8 @@ shapes: B images, c_i channels of stage i, H W image size, s_i stride of stage i
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg, group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from udaseg.errors import UserError
 from udaseg.losses.segmentation import resized
@@ -175,3 +178,62 @@ def _is_plain_vit(body: Any) -> bool:
 
 def _size_multiple(name: str) -> int:
     return next((multiple for family, multiple in SIZE_MULTIPLES.items() if name.startswith(family)), 1)
+
+
+def is_convolutional(encoder: nn.Module) -> bool:
+    """Whether no part of it is called attention, by timm's names: then maps are best kept with their channels last on a GPU."""
+    return not any("attn" in name for name, _ in encoder.named_modules())
+
+
+class Remade(nn.Module):
+    """A block that keeps nothing but its input for the backward pass, where it is made again (activation checkpointing).
+
+    Mixed into the class of a block, so that names of parameters and copies stay what they were. Dropout and drop-path draw the
+    same, and batch normalisation moves its running statistics in the first pass alone: the numbers are those without it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), statistics_left_alone(self)
+
+        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+@contextmanager
+def statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation below `module` adds the statistics of the batch to copies of the running ones, which are thrown away."""
+    moving = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    held = [dict(m._buffers) for m in moving]
+    for m in moving:
+        m._buffers.update({name: value if value is None else value.clone() for name, value in m._buffers.items()})
+    try:
+        yield
+    finally:
+        for m, buffers in zip(moving, held, strict=True):
+            m._buffers.update(buffers)
+
+
+REMADE: dict[type[nn.Module], type[nn.Module]] = {}  # one for each class, so that blocks of one class stay such
+
+
+def remake(module: nn.Module) -> None:
+    """Let the `blocks` of an encoder be `Remade` ones, in place."""
+    for block in blocks(module):
+        kind = type(block)
+        block.__class__ = REMADE.setdefault(kind, type(f"Remade{kind.__name__}", (Remade, kind), {}))
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The residual or transformer blocks of an encoder: the elements of its innermost lists of composite modules of one class."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        inner = blocks(child)
+        found += inner
+        if isinstance(child, nn.Sequential | nn.ModuleList) and not inner:
+            kinds = {type(each) for each in child}
+            if len(kinds) == 1 and any(True for each in child for _ in each.children()):
+                found += child
+    return found

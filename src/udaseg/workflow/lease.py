@@ -86,7 +86,10 @@ def forward(command: list[str], environment: dict[str, str], handles: list[int])
 
 
 def pool() -> list[str]:
-    """Devices to share: UDASEG_GPU_POOL, else CUDA_VISIBLE_DEVICES (Slurm sets it), else all of the machine."""
+    """Devices to share: UDASEG_GPU_POOL, else CUDA_VISIBLE_DEVICES (Slurm sets it), else all of the machine.
+
+    UDASEG_GPU_POOL="0,0,1,1" lets two commands at a time on each of both devices.
+    """
     for name in ("UDASEG_GPU_POOL", "CUDA_VISIBLE_DEVICES"):
         if name in os.environ:
             listed = [word.strip() for word in os.environ[name].split(",")]
@@ -102,13 +105,15 @@ def pool() -> list[str]:
 def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
     """Wait until `count` of `devices` are free and lock them.
 
+    A device that is named n times has n shares, one for each of so many commands; one command never gets two of them.
+
     Only the holder of one mutex takes devices, so two waiting processes never hold half of what the other needs, and a
     large request is not overtaken for ever by small ones.
 
     Returns:
         the devices, and the file descriptors that hold them.
     """
-    count = min(count, len(devices))
+    count = min(count, len(set(devices)))
     if count <= 0:
         return [], []
     folder = open_private(lock_folder())
@@ -122,10 +127,11 @@ def hold(devices: list[str], count: int) -> tuple[list[str], list[int]]:
             lock(mutex, wait=True)
         told = False
         while True:
-            for device in devices:
+            for place, device in enumerate(devices):
                 if device in held or len(held) == count:
                     continue
-                handle = open_lock(device.replace("/", "_"), folder)
+                share = devices[:place].count(device)  # the first has the name that it has where devices are not shared
+                handle = open_lock(device.replace("/", "_") + (f"+{share}" if share else ""), folder)
                 if lock(handle, wait=False):
                     held[device] = handle
                 else:
