@@ -17,6 +17,7 @@ from udaseg.losses import plain
 from udaseg.losses.association import attention, match, temperatures
 from udaseg.losses.plca import (
     Cycles,
+    _descending,
     adaptive_smoothing,
     aggregated_features,
     aggregated_probabilities,
@@ -303,6 +304,21 @@ def test_plca_5_11() -> None:
     total, kept, *_ = match(starts, ends, label[None], TINY, 6, False)
     shifted, same, *_ = match([moved[0], starts[1]], [moved[1], ends[1]], label[None], TINY, 6, False)
     assert torch.equal(kept, same) and shifted.item() == pytest.approx(total.item(), rel=1e-12)
+
+
+def test_ties_of_lovasz_are_broken_as_by_a_stable_sort() -> None:
+    errors = torch.rand(5000, generator=torch.Generator().manual_seed(0)).mul(40).round().div(40)
+    errors[::7], errors[::11] = -1.0, 0.0
+    for values in (errors, errors.double()):
+        assert torch.equal(_descending(values), values.argsort(descending=True, stable=True))
+
+
+def test_lovasz_holds_few_maps_at_a_time() -> None:
+    """Released code: 5.9 maps of all classes (118 MiB at 512x512)."""
+    p = torch.rand(1, 19, 64, 64).softmax(dim=1).requires_grad_()
+    label = torch.randint(0, 19, (1, 64, 64))
+    maps = peak_memory(lambda: lovasz_softmax(p, label).backward(), torch.device("cpu")) / (4 * p.numel())
+    assert maps < 4
 
 
 # Loops and properties

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udaseg.losses.segmentation import cell_labels, cross_entropy, feature_distance
+from udaseg.losses.segmentation import SMALL, cell_labels, cross_entropy, feature_distance, resized
 
 
 def naive_cross_entropy(logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -120,3 +121,30 @@ def test_cell_labels_equal_loop(seed: int, factor: int, ratio: float) -> None:
                     assert cells[b, i, j] == 255
                 else:
                     assert shares[{0: 0, 1: 1, 2: 2, 255: 3}[int(cells[b, i, j])]] == best
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize(
+    "before, after", [((5, 7), (20, 28)), ((8, 16), (33, 50)), ((12, 9), (5, 4)), ((1, 3), (6, 6))]
+)
+def test_resized_by_products_is_interpolation(before: tuple[int, int], after: tuple[int, int], corners: bool) -> None:
+    maps = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    pull = torch.randn(2, 3, *after)
+    found = resized(maps, after, align_corners=corners)
+    assert (
+        "Bmm" in type(found.grad_fn).__name__ or "View" in type(found.grad_fn).__name__
+    )  # a product, not an interpolation
+    expected = F.interpolate(maps, size=after, mode="bilinear", align_corners=corners)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(value, maps, pull)[0] for value in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert resized(maps.bfloat16(), after).dtype == torch.bfloat16
+    assert resized(maps.double(), after).dtype == torch.float64
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_resized_of_large_maps_and_of_values_alone_is_interpolation(wanted: bool) -> None:
+    maps = torch.randn(1, 2, SMALL + 1 if wanted else 8, 8, requires_grad=wanted)
+    found = resized(maps, (130, 16))
+    assert torch.equal(found, F.interpolate(maps, size=(130, 16), mode="bilinear"))
+    assert not wanted or "Upsample" in type(found.grad_fn).__name__

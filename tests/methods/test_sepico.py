@@ -233,3 +233,23 @@ def test_day_reference_needs_day_images(sepico: Callable[..., Project]) -> None:
     night(project)
     with pytest.raises(UserError, match="no day reference"):
         train(project, "sepico")
+
+
+def test_whole_images_are_looked_at_once(sepico: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the crop is the image there is nothing to choose from."""
+    method, _ = built(sepico())
+    looks: list[tuple[int, ...]] = []
+    predict = method.teacher_network.predict
+
+    def counted(images: Tensor, size: tuple[int, int]) -> Tensor:
+        looks.append(tuple(images.shape[-2:]))
+        return predict(images, size)
+
+    monkeypatch.setattr(method.teacher_network, "predict", counted)
+    b = batch()
+    passes(method, b, 3)
+    assert looks == [(32, 96), (32, 48)]
+    looks.clear()
+    whole = Batch(b.index, b.image, b.label, b.image.clone(), corners=torch.zeros(2, 10, 2, dtype=torch.long))
+    passes(method, whole, 3)
+    assert looks == [(32, 48)]
