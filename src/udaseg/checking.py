@@ -173,7 +173,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             try:
                 return convert(option, value, where)
             except UserError as error:
-                inner = error if len(args) == 2 else None
+                inner = error if len(args) == 2 and typing.get_origin(option) is not Literal else None
         raise inner or wrong()
     if origin is Literal:
         if value not in args or isinstance(value, bool):
