@@ -119,3 +119,18 @@ def test_runs_that_take_the_same_are_traced_once() -> None:
     assert key("gta2cityscapes", "cluda-off") == key("cityscapes2acdc", "self_training")
     assert key("gta2cityscapes", "sepico") != key("cityscapes2acdc", "sepico"), "it looks at whole images"
     assert key("gta2cityscapes", "self_training") != key("synthia2cityscapes", "self_training"), "other classes"
+
+
+def test_the_page_has_the_table() -> None:
+    """The rows of docs/performance.md are those of the command; one that is cheap to trace is traced again."""
+    p = params.load(ROOT / "params.yaml")
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs/performance.md").read_text().splitlines()]
+    first = lines.index(list(plan.HEAD))
+    rows = {(row[0], row[1]): row for row in lines[first + 2 : lines.index(["<!-- end -->"])]}
+    assert {name for name, _ in rows} <= set(plan.full_size(p)) and rows
+    run = p.resolve("gta2cityscapes-dlv2", "source_only", 0)
+    told = plan.row(run, plan.cost(run), 312.0, 0.2)
+    found = rows["gta2cityscapes-dlv2", "source_only"]
+    assert found[2] == told[2]
+    for column in range(3, 6):
+        assert float(found[column]) == pytest.approx(float(told[column]), rel=0.05, abs=0.11), plan.HEAD[column]
