@@ -14,6 +14,7 @@ from rounds import Round, after, before, draw, jobs
 from world import Place
 
 import drill
+from udaseg.engine import training
 
 # Of seed 0, single steps: a stopped and a killed training, a full disk, a read-only folder, two at once, a damaged file.
 SHORT = (("SIGINT", "train"), ("SIGKILL", "evaluate"), ("disk full", "analyse"), ("read-only folder", "report"))
@@ -42,6 +43,11 @@ def test_rounds(fault: str, step: str, small: drill.Drill) -> None:
 def test_a_round_is_drawn_from_seed_and_number_alone() -> None:
     assert [draw(0, n) for n in range(50)] == [draw(0, n) for n in range(50)]
     assert draw(0, 17) != draw(1, 17)
+
+
+def test_sockets_have_room_wherever_rounds_are_played(tmp_path: Path) -> None:
+    place = Place(tmp_path / ("x" * 100), 0)
+    assert len(place.environment["TMPDIR"]) <= training.LONGEST_TMPDIR
 
 
 def test_200_rounds_hold_every_start_and_every_fault() -> None:
@@ -118,3 +124,15 @@ def test_a_traceback_in_a_log_is_ours_or_not() -> None:
     theirs = 'Traceback (most recent call last):\n  File "/x/snakemake/cli.py", line 3, in main\nOSError: disk\n\nudaseg x: y'
     assert judge.is_ours(ours) and not judge.is_ours(theirs)
     assert judge.traceback_in(ours) == "a traceback (/x/src/udaseg/cli.py:3: ValueError: no)"
+
+
+# --- what is committed ----------------------------------------------------------------------------------------------------
+
+
+def test_committed_rounds_are_those_of_the_page_and_ended_well() -> None:
+    rows = drill.read(drill.ROUNDS)
+    assert rows and drill.table(rows) in drill.PAGE.read_text()
+    assert [row["round"] for row in rows if row["outcome"] == "FAILED"] == []
+    for row in rows:  # each can be played again
+        drawn = draw(row["seed"], row["round"]).as_json()
+        assert {key: row[key] for key in drawn if key in row} == {key: drawn[key] for key in drawn if key in row}

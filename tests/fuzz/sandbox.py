@@ -42,6 +42,7 @@ PROCESSES = (
     "socket.connect",
     "socket.getaddrinfo",
 )
+ANSWERS = ("doctor", "verify")  # end with 1 where what they look at is not as it should be
 CHANGES = {  # audit events that change the file system -> which of their arguments are the paths
     "os.mkdir": (0,), "os.remove": (0,), "os.rmdir": (0,), "os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,),
     "os.chmod": (0,), "os.chown": (0,), "os.truncate": (0,), "os.utime": (0,),
@@ -184,7 +185,7 @@ def judged(words: Sequence[str], said: Said) -> Said:
     """Raises Wrong unless the command ended as a command must."""
     if "Traceback (most recent call last)" in said.out + said.err:
         raise Wrong(f"a traceback in what it says: {said.err[-600:]}")
-    if said.code == 0:
+    if said.code == 0 or (said.code == 1 and words[0] in ANSWERS):
         return said
     if said.code != 2:
         raise Wrong(f"exit code {said.code}, expected 0 or 2: {said.err[-300:]}")
