@@ -32,7 +32,8 @@ from udaseg import params  # noqa: E402
 from udaseg.workflow import plan  # noqa: E402
 
 STEPS = 30  # of a training: two seconds, in which its state is saved six times
-LIMIT, SILENT = 1200, 180  # seconds that no command of the drill takes, nor goes on without a word
+LIMIT, SILENT = 1800, 180  # seconds that no command of the drill takes, nor goes on without a word
+LEAST = 1.0  # seconds of computing in a time without a word that tell a busy machine from a hang
 BARE = ("params.yaml", "data", "results", "figures", "docs/methods")  # what single steps need of a repository
 DATA = f"data/{BENCHMARK}"
 WRITTEN = ("data", "results", "figures")
@@ -195,14 +196,25 @@ class Started:
         except psutil.NoSuchProcess:
             return False
 
+    def computed(self) -> float:
+        """Seconds of processor time of the command and all below it, those that have ended among them."""
+        seconds = 0.0
+        with contextlib.suppress(psutil.Error):
+            for process in (self.process, *self.process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    seconds += sum(process.cpu_times()[:4])
+        return seconds
+
     def wait(self) -> int | None:
         """Its exit code; None if it hangs."""
         began = spoke = time.monotonic()
-        said = 0
+        said, computed = 0, 0.0
         while self.running():
             now = time.monotonic()
             if (size := self.log.stat().st_size if self.log.exists() else 0) != said:
                 said, spoke = size, now
+            if now - spoke > SILENT and (used := self.computed()) - computed > LEAST:
+                computed, spoke = used, now
             if now - began > LIMIT or now - spoke > SILENT:
                 return None
             time.sleep(0.02)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -60,6 +61,7 @@ class Base:
             ):
                 stack.enter_context(context)
             code = cli.main(list(words))
+        logging.getLogger().handlers.clear()  # its stream is closed
         if code:
             sys.exit(f"the fuzz program cannot make its project: udaseg {' '.join(words)} ends with {code}")
 
