@@ -25,6 +25,7 @@ from udaseg.checking import LARGEST_SEED, Range, lookup, nearest, shown
 from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
 from udaseg.workflow import warm
+from udaseg.workflow.leftovers import at_work
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
@@ -121,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mirror := os.environ.get("UDASEG_MIRROR"):
         os.environ["UDASEG_MIRROR"] = str(Path(mirror).resolve())
     try:
-        code = args.call(args)
+        with at_work(args.step):
+            code = args.call(args)
         return int(code or 0)
     except UserError as error:
         print(f"udaseg {args.step}: {printable(str(error))}", file=sys.stderr)
