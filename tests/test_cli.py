@@ -60,7 +60,7 @@ SEED = "an integer from 0 to 18446744073709551615"
         ("resign --steps 0", "--steps: found '0', expected an integer from 1 to 1000000000"),
         ("bench --steps -3", "--steps: found '-3', expected an integer from 1 to 1000000"),
         ("bench losses --shrink 0", "--shrink: found '0', expected an integer from 1 to 1000000"),
-        ("bench lossses", "WHAT: found 'lossses', expected step or losses; did you mean 'losses'?"),
+        ("bench lossses", "WHAT: found 'lossses', expected step or losses or plan; did you mean 'losses'?"),
         ("with-gpus -1 -- true", "N: found '-1', expected an integer from 0 to 1024"),
         ("with-gpus two -- true", "N: found 'two', expected an integer from 0 to 1024"),
         ("predict m.safetensors a.png --out o --device gpu", "--device: found 'gpu', expected auto or cpu or cuda"),
