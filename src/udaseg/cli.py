@@ -172,7 +172,7 @@ def of_the_machine(error: Exception) -> str | None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    from udaseg import params
+    from udaseg import origins, params
     from udaseg.data import account
     from udaseg.data import prepare as step
 
@@ -184,6 +184,8 @@ def prepare(args: argparse.Namespace) -> None:
     if args.benchmark:
         lookup(p.benchmarks, args.benchmark, "benchmark")
         print(step.prepare_benchmark(p, args.benchmark, jobs=args.jobs))
+        if missing := origins.lacking(p.benchmarks[args.benchmark].model.weights):
+            logging.getLogger("udaseg").warning("%s (trainings that start from ImageNet need it)", missing)
         return
     if not args.size:
         raise UserError("--size is missing; say for example --size 256x128 (width x height)")
@@ -365,6 +367,13 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     print(official.import_checkpoint(Path(args.file), like, out, network=args.network))
 
 
+def fetch_weights(args: argparse.Namespace) -> None:
+    from udaseg import origins
+
+    file, out = (Path(name) if name else None for name in (args.file, args.out))
+    print(origins.fetch_weights(args.name, file, out))
+
+
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +443,7 @@ def bench(args: argparse.Namespace) -> None:
 # What `udaseg --help` shows under which heading, in this order.
 GROUPS = {
     "for people": (
-        *("doctor", "table", "predict", "export", "submit", "new-target", "import-checkpoint"),
+        *("doctor", "table", "predict", "export", "submit", "new-target", "import-checkpoint", "fetch-weights"),
         *("why", "verify", "resign", "import-run", "publish-methods", "bench"),
     ),
     "steps of the pipeline, which `snakemake` and `dvc repro` run": (
@@ -617,6 +626,16 @@ def make_parser() -> Parser:
     both.add_argument("--student", dest="network", action="store_const", const="student", help="(default)")
     both.add_argument("--teacher", dest="network", action="store_const", const="teacher", help="the averaged network")
     sub.set_defaults(network="student")
+
+    sub = add(
+        "fetch-weights",
+        fetch_weights,
+        "Make a weights file that lies on no hub, from its public origin.",
+        "mobilenetv2_100.tf2_imagenet",
+    )
+    sub.add_argument("name", metavar="NAME", help="as `weights` of a model block says")
+    sub.add_argument("--file", help="the original, if it is here already (default: it is downloaded)")
+    sub.add_argument("--out", help="the file to write (default: weights/<name>.safetensors in the mirror)")
 
     sub = add(
         "publish-methods",

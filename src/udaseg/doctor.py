@@ -25,7 +25,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from udaseg import params, results
+from udaseg import origins, params, results
 from udaseg.artifacts import MODEL, checked_hash
 from udaseg.data import camvid, formats, prepare, prepared
 from udaseg.errors import UserError
@@ -311,7 +311,9 @@ def weights(p: Params) -> Iterator[Finding]:
                 do = "let the first training fetch it (network), or put it into UDASEG_MIRROR (docs/models.md)"
                 yield Finding("note", text, do)
             else:
-                yield Finding("problem", f"weights of {benchmark}: {error}", "see docs/models.md")
+                known = model.weights in origins.ORIGINS
+                do = f"udaseg fetch-weights {model.weights}" if known else "see docs/models.md"
+                yield Finding("problem", f"weights of {benchmark}: {error}", do)
 
 
 def git(p: Params) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from udaseg import params, yaml12
+from udaseg import origins, params, yaml12
 from udaseg.artifacts import write_text
 from udaseg.checking import lookup
 from udaseg.data import folder as folders
@@ -211,10 +211,16 @@ def summary(p: Params, folder: Path, sizes: Counter[tuple[int, int]], size: Size
     ]
     if odd:
         lines.append(f"note: {odd} of them have another shape than most and get grey margins in training")
+    first = []
+    if missing := origins.lacking(block.model.weights):
+        lines.append(f"note: {missing}; the training needs it")
+        if origins.hint(block.model.weights):
+            first = [f"  udaseg fetch-weights {block.model.weights}"]
     return "\n".join(
         [
             *lines,
             "next:",
+            *first,
             f"  snakemake {model}",
             f"  udaseg predict {model} {shlex.quote(str(folder))} --out {name}-labels",
         ]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udaseg import __version__, identity
+from udaseg import __version__, identity, origins
 from udaseg.artifacts import MODEL, RECORD, checked_hash, file_hash, read_record
 from udaseg.errors import UserError
 from udaseg.params import Run
@@ -72,7 +72,10 @@ def start_hash(run: Run) -> str:
     if run.init == "imagenet":
         from udaseg.models.weights import find_weights
 
-        return file_hash(find_weights(run.benchmark.model))
+        try:
+            return file_hash(find_weights(run.benchmark.model))
+        except UserError as error:
+            raise UserError(f"{error}{origins.hint(run.benchmark.model.weights)}") from None
     if not run.pretrained.exists():
         raise UserError(
             f"{run.pretrained}: not found; {run.method_name} starts from source-only weights (init: source_only): run "
@@ -168,7 +171,8 @@ def machine(where: torch.device) -> dict[str, Any]:
 
 
 def revision() -> dict[str, Any]:
-    """Git revision of the checkout that the package lies in, and whether its code is changed; null outside one."""
+    """Git revision of the checkout that the package lies in, and whether what a result depends on is changed there: the code
+    and params.yaml; null outside one."""
 
     def git(*words: str) -> str | None:
         try:
@@ -183,5 +187,11 @@ def revision() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    changed = git("status", "--porcelain", "--", str(Path(__file__).parents[1]))
+    package = Path(__file__).parents[1]
+    tracked = [str(path) for path in (package, Path("params.yaml").resolve()) if is_inside(path, package.parents[1])]
+    changed = git("status", "--porcelain", "--", *tracked)
     return {"revision": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    return folder in path.parents
