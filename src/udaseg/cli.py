@@ -211,8 +211,31 @@ def train(args: argparse.Namespace) -> None:
     from udaseg.engine import training
     from udaseg.evaluation.validation import validate
 
+    if args.set:
+        train_scratch(args)
+        return
+    if args.name:
+        raise UserError("--name: found it without --set; a run of params.yaml has its own place below results/")
     run = params.load(args.params).resolve(args.benchmark, args.method, args.seed)
     training.train(run, run.folder, validate)
+
+
+def train_scratch(args: argparse.Namespace) -> None:
+    """Train and score with values of the command line, below scratch/."""
+    from udaseg import ranks
+    from udaseg.engine import scratch, training
+    from udaseg.evaluation import evaluate as step
+    from udaseg.evaluation.validation import validate
+    from udaseg.progress import Scoring
+
+    run = scratch.changed(args.params, args.set, args.name).resolve(args.benchmark, args.method, args.seed)
+    scratch.check_free(run)
+    training.train(run, run.folder, validate)
+    if run.benchmark.evaluate:
+        text = step.evaluate_run(run, Scoring)
+        print(text, end="\n" if text else "")
+    if ranks.rank() == 0:
+        print(run.folder)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -518,7 +541,7 @@ def make_parser() -> Parser:
         ),
         method=False,
     )
-    with_run(
+    sub = with_run(
         add(
             "train",
             train,
@@ -526,6 +549,14 @@ def make_parser() -> Parser:
             "--benchmark streets --method self_training --seed 0",
         )
     )
+    sub.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="another value than in params.yaml, as benchmarks.streets.train.steps=100; may stand several times. The run is trained and "
+        "scored in scratch/, apart from all that is recorded",
+    )
+    sub.add_argument("--name", help="with --set: of its folder there (default: the values)")
     sub = with_params(
         add(
             "evaluate",

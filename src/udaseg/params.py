@@ -15,6 +15,7 @@ import json
 import os
 import re
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from udaseg.checking import (
     hints_of,
     keys_of,
     lookup,
+    nearest,
     reject_unknown,
     shown,
 )
@@ -326,6 +328,7 @@ class Params:
     methods: dict[str, Recipe]
     raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read
     known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)  # found out before
+    home: Path = Path("results")  # below it lie the runs
 
     def resolve(self, benchmark: str, method: str, seed: int) -> Run:
         """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
@@ -403,7 +406,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return Path("results") / self.benchmark_name / self.method_name / f"seed{self.seed}"
+        return self.params.home / self.benchmark_name / self.method_name / f"seed{self.seed}"
 
     @property
     def pretrained(self) -> Path:
@@ -530,13 +533,47 @@ def load(path: str | Path = "params.yaml") -> Params:
     return parse(raw)
 
 
+def changed(path: str | Path, changes: Sequence[str]) -> Params:
+    """A parameter file with other values, as `["benchmarks.streets.train.steps=100"]`; the file stays as it is.
+
+    Only the named place changes, whatever YAML anchors it shares.
+
+    Raises:
+        UserError: as `load`; a change without `=`, a key that is not there, a value of the wrong type.
+    """
+    raw: Any = load(path).raw
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(
+                f"--set: found {shown(change)}, expected key=value as in benchmarks.streets.train.steps=100"
+            )
+        raw = with_value(raw, key.split("."), yaml12.parse(text, f"--set {key}"), "")
+    try:
+        return parse(raw)
+    except UserError as error:
+        raise UserError(f"--set: {str(error).removeprefix('params.yaml: ')}") from None
+
+
+def with_value(block: Any, keys: Sequence[str], value: Any, where: str) -> Any:
+    """A copy of nested blocks with one value replaced. A last key that is not written may have a default: `parse` knows."""
+    if not keys:
+        return value
+    if not isinstance(block, dict):
+        raise UserError(f"--set: {where}: found {shown(block)}, a value, expected a block with the key {keys[0]}")
+    if len(keys) > 1 and keys[0] not in block:
+        raise UserError(f"--set: {where or 'params.yaml'}: unknown key {shown(keys[0])}{nearest(keys[0], block)}")
+    inner = f"{where}.{keys[0]}".lstrip(".")
+    return {**block, keys[0]: with_value(block.get(keys[0]), keys[1:], value, inner)}
+
+
 def parse(raw: Any) -> Params:
     """Turn the parsed YAML into Params (see `load`)."""
     if not isinstance(raw, dict):
-        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-2])}")
+        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-3])}")
     top = {key: raw[key] for key in raw if key != "methods"}
     hints = hints_of(Params)
-    known = [name for name in hints if name not in ("raw", "known")]
+    known = [name for name in hints if name not in ("raw", "known", "home")]
     reject_unknown(raw, known, "params.yaml")
     for name in known:
         if name not in raw:
