@@ -68,7 +68,7 @@ def test_a_name_that_holds_other_values_is_refused(tmp_path: Path, monkeypatch: 
     scratch.check_free(run)
     write_json(run.folder / "run.json", {"params_hash": "another"})
     with pytest.raises(
-        UserError, match="found a run of other values .params_hash another, expected .*choose another --name"
+        UserError, match=r"found a run of other values .params_hash another, expected .*choose another --name"
     ):
         scratch.check_free(run)
 
