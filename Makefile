@@ -1,6 +1,9 @@
 # The two commands of the README. Both can be repeated, need no GPU, no account and no data set.
 
 PYTHON ?= python3
+# Without CUDA: make demo CPU=1 TORCH_INDEX=<address of PyTorch's CPU packages> (docs/install.md).
+CPU ?=
+TORCH_INDEX ?=
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
@@ -29,9 +32,15 @@ help:
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "found $$($(PYTHON) --version), need Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
-	@echo "installing the pinned packages into .venv (once; about 6 GB, a few minutes)"
+	@test -z "$(CPU)" -o -n "$(TORCH_INDEX)" || \
+	  { echo "found CPU=$(CPU) without TORCH_INDEX, expected the address of PyTorch's CPU packages: docs/install.md"; exit 2; }
+	@echo "installing the pinned packages into .venv (once; $(if $(CPU),without CUDA,about 6 GB), a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python .ci/cpu-lock requirements.lock $(VENV)/cpu.lock > $(VENV)/torch.pins
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  -r $(if $(CPU),$(VENV)/cpu.lock,requirements.lock)
+	@$(if $(CPU),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" \
+	  -r $(VENV)/torch.pins,true)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 

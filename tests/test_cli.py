@@ -156,3 +156,24 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "train", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["train", "--benchmark", "streets", "--method", "oracle"])
+
+
+def test_a_step_without_its_packages_says_which_extra_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setattr("udaseg.comparison.terminal.show", lambda *_, **__: __import__("scipy"))
+    assert cli.main(["table", "streets"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("udaseg table: found no package scipy") and "pip install 'udaseg[train]'" in line
+
+
+def test_labelling_and_losses_need_the_base_dependencies_alone() -> None:
+    extras = ", ".join(map(repr, cli.EXTRAS))
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys([{extras}]))\n"
+        "import udaseg.cli, udaseg.api, udaseg.contrast, udaseg.deploy.predict, udaseg.deploy.submit, udaseg.models.trained"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -95,7 +97,7 @@ def test_reference_summaries_and_the_page_show_the_reference_results(
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["workflow"], *extras["dev"]]
+    wanted = [*project["dependencies"], *(requirement for extra in extras.values() for requirement in extra)]
     text = "".join(line for line in (ROOT / "requirements.lock").open() if not line.startswith("#"))
     pin = r"[\w.-]+==[\w.+!]+(?: ; .+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"  # and no address of an index
     assert re.fullmatch(f"(?:{pin})+", text)
@@ -119,3 +121,31 @@ def test_every_paper_has_its_page_and_the_readme_links_it() -> None:
         assert paper.broken is None and paper.colour, name
         if name not in ("oracle", "source_only"):
             assert f"| `{name}` |" in text and f"({page})" in text, name
+
+
+def test_pins_without_cuda_are_the_same_pins(tmp_path: Path) -> None:
+    out = tmp_path / "cpu.lock"
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci/cpu-lock", ROOT / "requirements.lock", out],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, left = ((ROOT / "requirements.lock").read_text(), out.read_text())
+    blocks = re.split(r"^(?=\w)", whole, flags=re.M)
+    gone = [block for block in blocks if block not in left]
+    names = {re.split(r"==", block)[0] for block in gone}
+    assert names >= {"torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit"} and len(names) < 30
+    assert all("nvidia" in name or "cuda" in name or name in ("torch", "torchvision", "triton") for name in names)
+    assert "timm==" in left and "torchmetrics==" in left and whole.startswith(left[:200])
+    assert done.stdout.split() == re.findall(r"^torch(?:vision)?==[\w.]+", whole, re.M)
+
+
+def test_every_dependency_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "markdown-it-py": "markdown_it"}
+    code = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for requirement in [*project["dependencies"], *extras["train"], *extras["analysis"]]:
+        name = re.split(r"[=<>]", requirement)[0]
+        assert re.search(rf"^\s*(import|from) {names.get(name, name)}\b", code, re.M), name

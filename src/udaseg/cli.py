@@ -30,6 +30,15 @@ from udaseg.workflow.leftovers import at_work
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
 
+# Which extra of pyproject.toml brings a module that only some steps need.
+EXTRAS = {
+    **dict.fromkeys(("scipy", "pooch", "packaging"), "train"),
+    **dict.fromkeys(
+        ("matplotlib", "seaborn", "sklearn", "openTSNE", "threadpoolctl", "jinja2", "markdown_it"), "analysis"
+    ),
+    **dict.fromkeys(("snakemake", "dvc"), "workflow"),
+}
+
 
 class Printable(logging.Formatter):
     """Names of files in messages never steer the terminal."""
@@ -137,6 +146,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `udaseg ... | head`
         sys.stderr.close()
         return 0
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(
+            f"udaseg {args.step}: found no package {package}, expected the packages of this step: "
+            f"python -m pip install 'udaseg[{EXTRAS[package]}]' (docs/install.md)",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except (OSError, MemoryError, RuntimeError) as error:
         line = of_the_machine(error)
         if line is None:

@@ -125,7 +125,8 @@ def show(finding: Finding) -> str:
 def packages() -> Iterator[Finding]:
     """Versions against what the package needs, and against requirements.lock, with which everything was tested."""
     needed = [Requirement(text) for text in importlib.metadata.requires("udaseg") or ()]
-    needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": "workflow"})]
+    extras = ("train", "analysis", "workflow")
+    needed = [r for r in needed if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
     if bad := differing(needed):
         yield Finding("problem", f"packages: {'; '.join(bad)}", INSTALL)
     lock = Path("requirements.lock")
