@@ -429,6 +429,20 @@ def predict(args: argparse.Namespace) -> None:
     print(step.predict(Path(args.model), images, Path(args.out), **options))
 
 
+def publish(args: argparse.Namespace) -> None:
+    from udaseg import params
+    from udaseg.deploy import publish as step
+    from udaseg.workflow import why as names
+
+    folder = Path(args.run)
+    if not folder.is_dir():
+        found = names.find_runs(params.load(args.params), args.run)
+        if len(found) > 1:
+            raise UserError(f"{args.run}: found {len(found)} runs, expected one, as streets/sepico/0")
+        folder = found[0].folder
+    print(step.publish(folder, Path(args.out)))
+
+
 def export(args: argparse.Namespace) -> None:
     from udaseg import params
     from udaseg.deploy import export as step
@@ -485,7 +499,17 @@ def bench(args: argparse.Namespace) -> None:
 # What `udaseg --help` shows under which heading, in this order.
 GROUPS = {
     "for people": (
-        *("doctor", "table", "predict", "export", "submit", "new-target", "import-checkpoint", "fetch-weights"),
+        *(
+            "doctor",
+            "table",
+            "predict",
+            "export",
+            "publish",
+            "submit",
+            "new-target",
+            "import-checkpoint",
+            "fetch-weights",
+        ),
         *("why", "verify", "resign", "import-run", "publish-methods", "bench"),
     ),
     "steps of the pipeline, which `snakemake` and `dvc repro` run": (
@@ -707,6 +731,16 @@ def make_parser() -> Parser:
     sub.add_argument("--size", help="size at which the network looks, as 512x256 (default: as in training)")
     sub.add_argument("--probabilities", action="store_true", help="also write the probabilities of all classes (.npy)")
     sub.add_argument("--device", default="auto", type=one_of("auto", "cpu", "cuda"), help="auto, cpu or cuda")
+    sub = with_params(
+        add(
+            "publish",
+            publish,
+            "Pack a run for a hub: model, card, parameters, scores.",
+            "streets/sepico/0 --out sepico.zip",
+        )
+    )
+    sub.add_argument("run", metavar="RUN", help="benchmark/method/seed, or a run's folder")
+    sub.add_argument("--out", required=True, help="a new folder, or an archive (.zip)")
     sub = add("export", export, "Write a model as torch.export and ONNX programs.", "model.safetensors --out exported")
     sub.add_argument("model", help="a model.safetensors of this program")
     sub.add_argument("--out", help="folder for the programs (default: beside the model)")

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg import ranks
 from udaseg.artifacts import IN_THE_WAY, MODEL, RECORD, read_record, run_lock, write_json, writing
+from udaseg.deploy.card import write_card
 from udaseg.engine import provenance, runtime
 from udaseg.engine.curves import LOGS, Curves
 from udaseg.engine.history import write_history
@@ -56,6 +57,7 @@ def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
         if ranks.rank() == 0:
             with run_lock(restart):
                 _train(run, folder, restart, device, validate)
+            write_card(folder)
         else:
             _train(run, folder, restart, device, validate)
     finally:
