@@ -18,12 +18,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from udaseg import __version__
 from udaseg.checking import LARGEST_SEED, Range, lookup, nearest, shown
 from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
+
+if TYPE_CHECKING:
+    from udaseg.params import Run
 from udaseg.workflow import warm
 from udaseg.workflow.leftovers import at_work
 
@@ -253,6 +256,7 @@ def train_scratch(args: argparse.Namespace) -> None:
     if run.benchmark.evaluate:
         text = step.evaluate_run(run, Scoring)
         print(text, end="\n" if text else "")
+        describe(run)
     if ranks.rank() == 0:
         print(run.folder)
 
@@ -273,6 +277,16 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError("name --method, or --model with a model file to score as it is")
     run = p.resolve(args.benchmark, args.method, args.seed)
     print(step.evaluate_run(run, Scoring))
+    describe(run)
+
+
+def describe(run: Run) -> None:
+    """The card of a model that was scored, once."""
+    from udaseg.artifacts import RECORD
+    from udaseg.deploy import card
+
+    if os.environ.get("RANK", "0") == "0" and (run.folder / RECORD).exists():
+        card.describe(run.folder, scored=True)
 
 
 def analyse(args: argparse.Namespace) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from udaseg import origins, results
 from udaseg.artifacts import MODEL, RECORD, read_record, write_text
+from udaseg.errors import UserError
 
+log = logging.getLogger("udaseg")
 CARD = "README.md"  # what hubs show
 METRICS = "metrics.json"
 OWN = "rendered by this program, Apache-2.0"
@@ -27,19 +30,27 @@ TERMS = {
 }
 
 
-def write_card(folder: Path) -> Path:
-    """`README.md` beside the model of a run, from its run.json and, where it is scored, metrics.json.
+def describe(folder: Path, *, scored: bool = False) -> None:
+    """Write the card beside the model of a run; what hinders it is said and stops nothing.
+
+    Args:
+        folder: of the run, with its run.json.
+        scored: whether metrics.json is about this model; after a training it may still be that of the one before.
+    """
+    try:
+        write_text(folder / CARD, card(folder, scored=scored))
+    except UserError as error:
+        log.warning("no card: %s", error)
+
+
+def card(folder: Path, *, scored: bool) -> str:
+    """The card as Markdown, from run.json and, where it is scored, metrics.json.
 
     Raises:
-        UserError: no run.json, or a damaged file.
+        UserError: a file is missing or damaged.
     """
-    write_text(folder / CARD, card(folder))
-    return folder / CARD
-
-
-def card(folder: Path) -> str:
     made = read_record(folder / RECORD)
-    scored = results.scores_below(folder) if (folder / METRICS).is_file() else None
+    found = results.scores_below(folder) if scored else None
     params = made.get("params", {})
     block = params.get("benchmark", {})
     method, benchmark, seed = made.get("method"), made.get("benchmark"), made.get("seed")
@@ -60,7 +71,7 @@ def card(folder: Path) -> str:
         "",
         "## Scores",
         "",
-        *scores(scored, block, params),
+        *scores(found),
         "",
         "## Data and weights",
         "",
@@ -87,7 +98,7 @@ def card(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def scores(scored: dict[str, Any] | None, block: dict[str, Any], params: dict[str, Any]) -> list[str]:
+def scores(scored: dict[str, Any] | None) -> list[str]:
     if scored is None:
         return [f"Not scored when this was written; `{METRICS}` beside it has the scores once it is."]
     rows = [("mIoU", scored["miou"]), *((f"IoU {name}", value) for name, value in scored["iou"].items())]

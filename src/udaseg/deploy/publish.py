@@ -45,7 +45,7 @@ def publish(run: Path, out: Path) -> str:
         for name in TAKEN:
             if (run / name).is_file():
                 shutil.copyfile(run / name, folder / name)
-        write_text(folder / card.CARD, card.card(run))
+        write_text(folder / card.CARD, card.card(run, scored=True))
         write_text(folder / "parameters.json", card.parameters(made))
         versions = made.get("versions", {})
         write_text(folder / "environment.txt", "".join(f"{name}=={version}\n" for name, version in versions.items()))

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from udaseg import ranks
 from udaseg.artifacts import IN_THE_WAY, MODEL, RECORD, read_record, run_lock, write_json, writing
-from udaseg.deploy.card import write_card
+from udaseg.deploy.card import describe
 from udaseg.engine import provenance, runtime
 from udaseg.engine.curves import LOGS, Curves
 from udaseg.engine.history import write_history
@@ -57,7 +57,6 @@ def train(run: Run, folder: Path, validate: Validate | None = None) -> None:
         if ranks.rank() == 0:
             with run_lock(restart):
                 _train(run, folder, restart, device, validate)
-            write_card(folder)
         else:
             _train(run, folder, restart, device, validate)
     finally:
@@ -116,6 +115,7 @@ def _train(run: Run, folder: Path, restart: Path, device: torch.device, validate
         trained.save(folder / MODEL, run, method.scored())
         write_json(folder / RECORD, provenance.record(run, fingerprint, folder, seconds=loop.seconds, where=device))
         keep(folder)
+        describe(folder)
         log.info("%s: %d steps in %s", folder, run.train.steps, duration(loop.seconds))
         shutil.rmtree(restart, ignore_errors=True)
 
@@ -204,6 +204,7 @@ def adopt(finished: Path, folder: Path, method: str) -> None:
         write_json(folder / RECORD, made | {"method": method, "taken_from": str(finished)})
         log.info("%s: taken from %s, which has the same recipe", folder, finished)
     keep(folder)
+    describe(folder)
 
 
 def kept_place(folder: Path) -> Path:
@@ -247,7 +248,17 @@ class Watcher:
         if self.curves:
             self.curves.add(row, speed)
         losses = {name: value for name, value in row.items() if name not in ("step", "learning_rate")}
-        if ranks.rank() == 0:
+        if ranks.rank() == 0 and sys.stderr.isatty():
+            left = (steps - loop.step) * loop.p.batch / speed
+            mean = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            text = bar(
+                loop.step,
+                steps,
+                f"{duration(left)} left  {speed:.1f} images/s  {mean}",
+                shutil.get_terminal_size().columns,
+            )
+            print(f"\r{text}", end="\n" if loop.step == steps else "", file=sys.stderr, flush=True)
+        elif ranks.rank() == 0:
             log.info(
                 "step %*d/%d  %s, %s left  %.1f images/s  %d MB  %s",
                 len(str(steps)),
@@ -259,6 +270,13 @@ class Watcher:
                 runtime.peak_memory_mb(loop.device),
                 "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
             )
+
+
+def bar(done: int, steps: int, text: str, width: int) -> str:
+    """One line for a terminal, `[#####.....]  50/100  ...`, exactly as wide as the screen but for its last column."""
+    filled = 20 * done // steps
+    line = f"[{'#' * filled}{'.' * (20 - filled)}] {done:>{len(str(steps))}}/{steps}  {text}"
+    return line[: width - 1].ljust(width - 1)
 
 
 class Collapse:
