@@ -35,7 +35,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again and it goes on
 
 # Which extra of pyproject.toml brings a module that only some steps need.
 EXTRAS = {
-    **dict.fromkeys(("scipy", "pooch", "packaging"), "train"),
+    **dict.fromkeys(("scipy", "pooch"), "train"),
     **dict.fromkeys(
         ("matplotlib", "seaborn", "sklearn", "openTSNE", "threadpoolctl", "jinja2", "markdown_it"), "analysis"
     ),
