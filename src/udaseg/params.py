@@ -277,6 +277,9 @@ class Train:
     checkpointing: bool = (
         False  # the encoder's blocks are made again in the backward pass: less memory, a third more time
     )
+    most_rounds: Annotated[int, Range(least=0, most=1000)] = (
+        0  # of static labels, in a run too short for the method's; 0: any
+    )
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class BclMethod(Method):
 
     @property
     def rounds(self) -> int:
-        return self.p.rounds
+        return min(self.p.rounds, self.run.train.most_rounds or self.p.rounds)
 
     def label_target(self, images: Images, labels: np.ndarray) -> None:
         """(B9), by the network that is scored."""
