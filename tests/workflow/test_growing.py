@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def job(number: int, rule: str, method: str = "") -> SimpleNamespace:
     return SimpleNamespace(
-        jobid=number, rule=SimpleNamespace(name=rule), wildcards={"benchmark": "streets", "method": method}
+        jobid=number, rule=SimpleNamespace(name=rule), wildcards={"benchmark": "streets", "method": method, "seed": "0"}
     )
 
 
@@ -41,7 +41,7 @@ def test_minutes_left_follow_what_was_timed(clock: list[float], capsys: pytest.C
     clock[0] = 60.0
     told(handler, LogEvent.JOB_FINISHED, job_id=0)
     told(handler, LogEvent.PROGRESS, done=1, total=4)
-    assert capsys.readouterr().err == "job 2 of 4, about 8 min left\n"  # two of 4 x 60 s, and 6 s
+    assert capsys.readouterr().err == "job 2 of 4, about 5 min left\n"  # two of 2.6 x 60 s, and 6 s
     told(handler, LogEvent.JOB_STARTED, jobs=[1])
     clock[0] = 180.0
     told(handler, LogEvent.JOB_FINISHED, job_id=1)
@@ -54,7 +54,11 @@ def test_minutes_left_follow_what_was_timed(clock: list[float], capsys: pytest.C
 def test_the_table_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     p = params.load(ROOT / "params.yaml")
-    handler = growing.Growing(p, [job(0, "evaluate", "oracle"), job(1, "evaluate", "bcl")])
+    old = tmp_path / "results/streets/pipa/seed0/metrics.json"  # of a run that is made anew
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps({"miou": 99.0}))
+    jobs = [job(0, "evaluate", "oracle"), job(1, "evaluate", "bcl"), job(2, "evaluate", "pipa")]
+    handler = growing.Growing(p, jobs)
     for number, method, score in ((0, "oracle", 38.0), (1, "bcl", 30.126)):
         path = Path(f"results/streets/{method}/seed0/metrics.json")
         path.parent.mkdir(parents=True)

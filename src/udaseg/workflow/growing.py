@@ -19,7 +19,7 @@ from udaseg.errors import UserError
 from udaseg.params import Params
 
 # Seconds of a job against those of the source-only training, until one of its kind has been timed: what they are on `streets`.
-COSTS = {"prepare": 0.1, "pretrain": 1.0, "train": 4.0, "evaluate": 0.1, "analyse": 0.3, "figure": 0.07, "report": 0.04}
+COSTS = {"prepare": 0.1, "pretrain": 1.0, "train": 2.6, "evaluate": 0.1, "analyse": 0.3, "figure": 0.07, "report": 0.04}
 LADDER = ("source_only", "self_training", "oracle")  # what every other score is read against
 
 
@@ -52,6 +52,7 @@ class Growing(logging.Handler):
         for job in self.jobs.values():
             self.kind(job).left += 1
         self.began: dict[int, float] = {}
+        self.waiting = {self.scored(job) for job in self.jobs.values() if job.rule.name == "evaluate"}
 
     def kind(self, job: Any) -> Kind:
         name = job.rule.name
@@ -68,6 +69,7 @@ class Growing(logging.Handler):
             kind.left -= 1
             kind.seconds.append(time.monotonic() - self.began.get(job.jobid, time.monotonic()))
             if job.rule.name == "evaluate":
+                self.waiting -= {self.scored(job)}
                 self.say(self.scores(job.wildcards["benchmark"]))
         elif event == LogEvent.PROGRESS and record.done < record.total:  # type: ignore[attr-defined]
             self.say(f"job {record.done + 1} of {record.total}{self.minutes()}")  # type: ignore[attr-defined]
@@ -81,12 +83,18 @@ class Growing(logging.Handler):
         seconds = sum(kind.remaining(scale) for kind in self.kinds.values())
         return f", about {max(1, round(seconds / 60))} min left"
 
+    @staticmethod
+    def scored(job: Any) -> tuple[str, str, int]:
+        return job.wildcards["benchmark"], job.wildcards["method"], int(job.wildcards["seed"])
+
     def scores(self, benchmark: str) -> str:
-        """One line of the table so far."""
+        """One line of the table so far; a score from before that is about to be made anew is none of it."""
         found = []
         for method in self.p.run.methods:
             values = []
             for seed in self.p.run.seeds:
+                if (benchmark, method, seed) in self.waiting:
+                    continue
                 try:
                     path = self.p.resolve(benchmark, method, seed).folder / "metrics.json"
                     values.append(float(read_json(path, "scores", "")["miou"]))
