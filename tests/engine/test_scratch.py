@@ -32,7 +32,7 @@ def test_a_value_reaches_its_place_and_no_other() -> None:
     assert run.pretrained == before.resolve("streets", "sepico", 3).pretrained
     assert run.hash != before.resolve("streets", "sepico", 3).hash
     assert scratch.changed(str(ROOT / "params.yaml"), ["run.seeds=[1, 2]"], "mine").home == Path("scratch/mine")
-    assert scratch.changed(str(ROOT / "params.yaml"), ["run.seeds=[1, 2]"], None).home == Path("scratch/seeds=_1_2_")
+    assert scratch.changed(str(ROOT / "params.yaml"), ["run.seeds=[1, 2]"], None).home == Path("scratch/seeds=_1,_2_")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_scratch_run_is_trained_and_scored_beside_the_recorded_ones(
     assert cli.main([*words, "--set", "benchmarks.streets.train.steps=2", "--name", "short"]) == 0
     folder = Path("scratch/short/streets/source_only/seed0")
     assert {"model.safetensors", "run.json", "metrics.json"} <= {path.name for path in folder.iterdir()}
-    assert "mIoU" in capsys.readouterr().out
+    assert "miou" in capsys.readouterr().out
     made = {path for path in Path("results").rglob("*") if path.is_file()} - before
     assert {path.parts[:3] for path in made} == {("results", ".trained", "short")}
     p = params.load()
