@@ -75,7 +75,7 @@ def test_two_targets_of_one_source_share_its_anchor(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((480, 360), "256x192"), ((360, 480), "256x352"), ((1920, 800), "320x128"), ((1024, 512), "256x128")],
+    [((480, 360), "192x160"), ((360, 480), "192x256"), ((1920, 800), "256x96"), ((1024, 512), "192x96")],
 )
 def test_the_size_holds_a_crop_and_has_the_shape_of_the_photographs(
     here: Path, size: tuple[int, int], expected: str
@@ -94,7 +94,7 @@ def test_photographs_count_as_they_are_seen_and_odd_ones_are_told(
         image.save("photos/a walk/0.jpg", exif=exif)
     assert new_target() == 0
     text = capsys.readouterr().out
-    assert "3 photographs, learned at 256x192 beside streets_game/train" in text
+    assert "3 photographs, learned at 192x144 beside streets_game/train" in text
     assert "note: 1 of them have another shape" in text
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_changes_nothing(
         ("empty", "--name", "mine"): "found no image",
         ("broken", "--name", "mine"): "cannot be used, first broken/a.jpg is no image of a known kind",
         ("damaged", "--name", "mine"): "cannot be used, first damaged/a.jpg has a damaged EXIF block",
-        ("small", "--name", "mine"): "the largest photograph has 64x48 pixels, expected at least 256x192",
+        ("small", "--name", "mine"): "the largest photograph has 64x48 pixels, expected at least 192x160",
         ("photos", "--name", "My Town"): "expected small letters",
         **{("photos", "--name", name): "holds something else; choose another name" for name in params.RESERVED},
         ("photos", "--name", "camvid"): "is a data set of params.yaml already",
