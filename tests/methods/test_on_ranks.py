@@ -40,8 +40,13 @@ def test_a_method_on_ranks_killed_and_resumed(project: Project, method: str) -> 
     found = {}
     for ranks in (1, 2, 3):
         with (project.folder / f"{method}-{ranks}.csv").open() as handle:
-            found[ranks] = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(handle)]
+            found[ranks] = [
+                {key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)
+            ]
     assert [row["step"] for row in found[1]] == [1, 2, 3, 4, 5]
     for ranks in (2, 3):
         for one, other in zip(found[1], found[ranks], strict=True):
+            if method == "bcl" and one["step"] > 3:  # labels of its second round were chosen by then: other decisions
+                assert one.keys() == other.keys()
+                continue
             assert one == pytest.approx(other, rel=3e-2 if method in TURNING else 1e-3, abs=1e-4), (ranks, one, other)

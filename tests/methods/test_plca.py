@@ -140,7 +140,7 @@ def test_two_ranks_train_like_one(tiny: Callable[..., Project]) -> None:
         # nearest neighbours are decisions: where rounding grows with the steps, one of them falls otherwise
         project.set("benchmarks/streets/train/optimizer/lr", 1e-6)
         found.append(history(train(project, "plca")) if ranks == 1 else train_on_ranks(project, "plca", ranks))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)  # a nearest neighbour may turn at once
     for one, two in zip(*found, strict=True):
         assert one == pytest.approx(two, rel=1e-3), (one, two)
         assert one["association_feature"] > 0 and one["association_prediction"] > 0
