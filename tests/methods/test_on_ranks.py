@@ -23,7 +23,9 @@ def test_a_method_on_ranks_killed_and_resumed(project: Project, method: str) -> 
     from_scratch(project, steps=5, batch=6, save_every=1, log_every=1)
     project.set(f"methods/{method}", BLOCKS[method])
     if method == "bcl":
-        project.set("methods/bcl/rounds", 2)
+        project.set(
+            "methods/bcl/rounds", 1
+        )  # labels of a second one are chosen by networks that differ in the last bit: other labels
     if method == "mic":
         project.set("methods/mic/mic/block", 8)
     script = Path(__file__).with_name("on_ranks.py")
@@ -46,7 +48,4 @@ def test_a_method_on_ranks_killed_and_resumed(project: Project, method: str) -> 
     assert [row["step"] for row in found[1]] == [1, 2, 3, 4, 5]
     for ranks in (2, 3):
         for one, other in zip(found[1], found[ranks], strict=True):
-            if method == "bcl" and one["step"] > 3:  # labels of its second round were chosen by then: other decisions
-                assert one.keys() == other.keys()
-                continue
             assert one == pytest.approx(other, rel=3e-2 if method in TURNING else 1e-3, abs=1e-4), (ranks, one, other)
