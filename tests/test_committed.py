@@ -17,6 +17,7 @@ import yaml
 from tiny_project import ROOT
 from udaseg import params
 from udaseg.comparison import compare
+from udaseg.evaluation import headline
 from udaseg.recipes import papers
 
 REFERENCE = sorted((ROOT / "results/reference").glob("*/*/seed*"))
@@ -58,6 +59,15 @@ def test_reference_belongs_to_a_committed_block(folder: Path) -> None:
     with (folder / "history.csv").open() as handle:
         assert int(list(csv.DictReader(handle))[-1]["step"]) == run.train.steps == made["steps"]
     assert made["dirty"] is False and len(made["revision"]) == 40
+
+
+def test_committed_headlines_are_those_of_the_scores_beside_them() -> None:
+    folders = [*(ROOT / "results/streets").glob("*/seed*"), ROOT / "results/selected"]
+    assert len(folders) > 1
+    for folder in folders:
+        short = json.loads((folder / headline.NAME).read_text())
+        assert short == headline.of(json.loads((folder / "metrics.json").read_text())), folder
+        assert next(iter(short)) == "miou"
 
 
 def block(name: str) -> str:

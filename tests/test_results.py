@@ -43,6 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     scores = {"miou": round(sum(iou.values()) / len(iou), 4), "iou": iou, "absent": ["'quoted"], "images": 2}
     scores |= {"pixels": 220, "pixel_accuracy": round(100 * 170 / 220, 4), "other": {"teacher": {"miou": 50.0}}}
     write_json(found.folder / "metrics.json", scores)
+    write_json(found.folder / "headline.json", {"miou": scores["miou"], "other": {"teacher": 50.0}})
     write_json(found.folder / "iou.json", [{"class": name, "iou": value} for name, value in iou.items()])
     write_text(
         found.folder / "images.csv",
@@ -63,6 +64,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 READERS: dict[str, Callable[[Run], Any]] = {
     "metrics.json": results.metrics,
     "iou.json": results.metrics,
+    "headline.json": results.metrics,
     "confusion.csv": results.confusion,
     "images.csv": results.image_scores,
     "history.csv": results.history,
@@ -106,6 +108,8 @@ FORGED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another list": ("metrics.json", {"miou19": 1.0}, "miou19: no mean of this class list"),
     "other": ("metrics.json", {"other": {"teacher": {"miou": 101.0}}}, "other.teacher: miou: found 101.0"),
     "other is a list": ("metrics.json", {"other": []}, "other: found [], expected a block"),
+    "a headline": ("headline.json", {"miou": 99.0}, "other numbers than in metrics.json beside it"),
+    "a headline without its teacher": ("headline.json", {"other": {}}, "other numbers than in metrics.json beside it"),
     "a measure": ("analysis.json", {"pdd": 0.9}, "pdd: found 0.9, but the mean of its classes is 0.6"),
     "a probe": ("analysis.json", {"knn": 100.5}, "knn: found 100.5, expected 0 to 100"),
     "measures of others": ("analysis.json", {"class": {"dog": {}}}, "found the class 'dog'"),

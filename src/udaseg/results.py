@@ -21,6 +21,7 @@ from PIL import Image
 from udaseg.artifacts import RECORD, cell_text, damaged, is_recorded, parse_json, read_json, read_record, read_text
 from udaseg.classes import OTHER, ClassSpace
 from udaseg.errors import UserError
+from udaseg.evaluation import headline
 from udaseg.params import Params, Run
 
 ROUNDING = 2e-4  # of values in percent with 4 decimals, and of their mean
@@ -50,7 +51,7 @@ def wrong(path: Path, what: object, run: Run, step: str) -> UserError:
 
 
 def metrics(run: Run, folder: Path | None = None) -> dict[str, Any]:
-    """metrics.json of a run, compared with confusion.csv and iou.json where these lie beside it.
+    """metrics.json of a run, compared with confusion.csv, iou.json and headline.json where these lie beside it.
 
     Args:
         run: whose classes they are.
@@ -70,6 +71,8 @@ def metrics(run: Run, folder: Path | None = None) -> dict[str, Any]:
         raise wrong(path, error, run, "evaluate") from None
     if (folder / "iou.json").exists():
         check_ious(run, found, folder)
+    if (folder / headline.NAME).exists():
+        check_headline(run, found, folder)
     return found
 
 
@@ -158,6 +161,17 @@ def check_ious(run: Run, found: Mapping[str, Any], folder: Path) -> None:
     try:
         by_class = {name: found["iou"][name] for name in run.classes.names if name in found["iou"]}
         if parse_json(text) != [{"class": name, "iou": value} for name, value in by_class.items()]:
+            raise ValueError("other numbers than in metrics.json beside it")
+    except ValueError as error:
+        raise wrong(path, error, run, "evaluate") from None
+
+
+def check_headline(run: Run, found: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where headline.json, the same means for DVC's tables, has others."""
+    path = folder / headline.NAME
+    text = read_text(path, "the headline of the scores", run.command("evaluate"))
+    try:
+        if parse_json(text) != headline.of(found):
             raise ValueError("other numbers than in metrics.json beside it")
     except ValueError as error:
         raise wrong(path, error, run, "evaluate") from None

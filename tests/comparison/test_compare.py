@@ -226,8 +226,11 @@ def test_select(make_params: MakeParams) -> None:
     iou = {"road": share, "car": share}
     put("self_training", 2, share, iou=iou, pixel_accuracy=50.0, pixels=200)
     write_json(run / "iou.json", [{"class": name, "iou": value} for name, value in iou.items()])
+    with pytest.raises(UserError, match=r"headline.json: not found; run `udaseg evaluate .*--seed 2` first"):
+        compare.select(p)
+    write_json(run / "headline.json", {"miou": share})
     assert compare.select(p) == Path("results/selected/metrics.json")
-    for name in ("metrics.json", "iou.json", "confusion.csv", "history.csv"):
+    for name in ("metrics.json", "headline.json", "iou.json", "confusion.csv", "history.csv"):
         assert (compare.SELECTED / name).read_bytes() == (run / name).read_bytes()
 
 

@@ -96,7 +96,7 @@ class Place(Repository):
         return {
             "pretrain": [f"{run}/{each}" for each in (*plan.TRAINED, "run.json")],
             "train": [f"{run}/{each}" for each in (*plan.TRAINED, "run.json")],
-            "evaluate": [f"{run}/{each}" for each in ("metrics.json", *plan.EVALUATED)]
+            "evaluate": [f"{run}/{each}" for each in (*plan.SCORED, *plan.EVALUATED)]
             + [f"results/.compared/{copies}/{each}" for each in plan.COMPARED],
             "analyse": [f"{run}/{each}" for each in ("features.npz", *plan.ANALYSED)]
             + [f"results/.analysed/{copies}/{each}" for each in plan.ANALYSED],

@@ -101,6 +101,10 @@ def test_scores_of_student_and_teacher(make_params: MakeParams, data: dict[str, 
     assert metrics["absent"] == [] or set(metrics["absent"]).isdisjoint(metrics["iou"])
     assert f"{metrics['miou']:.2f}" in text and "teacher" in text
 
+    short = json.loads((run.folder / "headline.json").read_text())
+    expect = {key: metrics[key] for key in ("miou", "miou13", "miou16")}
+    assert short == expect | {"other": {"teacher": metrics["other"]["teacher"]["miou"]}}
+
     rows = json.loads((run.folder / "iou.json").read_text())
     assert {row["class"]: row["iou"] for row in rows} == metrics["iou"]
     with (run.folder / "confusion.csv").open() as handle:
@@ -114,7 +118,7 @@ def test_scores_of_student_and_teacher(make_params: MakeParams, data: dict[str, 
 def test_equal_runs_give_equal_files(make_params: MakeParams, data: dict[str, FakePrepared]) -> None:
     run = make_params().resolve("streets", "oracle", 0)
     save(run, Tiny(0))
-    names = ("metrics.json", "iou.json", "confusion.csv", "images.csv", "predictions.zip")
+    names = ("metrics.json", "headline.json", "iou.json", "confusion.csv", "images.csv", "predictions.zip")
     evaluate.evaluate_run(run)
     first = [(run.folder / name).read_bytes() for name in names]
     evaluate.evaluate_run(run)

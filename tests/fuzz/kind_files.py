@@ -25,9 +25,9 @@ DATA = "data/streets"
 PREPARED = [
     f"{DATA}/data.json", *(f"{DATA}/{name}-64x32/{file}" for name in ("streets_photo", "streets_game") for file in ("manifest.json", "images.zip", "labels.zip")),
 ]  # fmt: skip
-JSON = ("metrics.json", "run.json", "analysis.json", "iou.json", "summary.json")
+JSON = ("metrics.json", "headline.json", "run.json", "analysis.json", "iou.json", "summary.json")
 RESULTS = [
-    *(f"{base.RUN}/{name}" for name in ("metrics.json", "metrics.json", "run.json", "analysis.json", "iou.json", "history.csv", "confusion.csv", "images.csv", "features.npz", "tsne.npz", "predictions.zip")),
+    *(f"{base.RUN}/{name}" for name in ("metrics.json", "metrics.json", "headline.json", "run.json", "analysis.json", "iou.json", "history.csv", "confusion.csv", "images.csv", "features.npz", "tsne.npz", "predictions.zip")),
     "results/streets/summary.json", "results/streets/summary.json",
 ]  # fmt: skip
 INSTEAD = ["", "folder", "link", "empty", "deep", "long", "nan", "lone", "binary", "twice", "missing"]

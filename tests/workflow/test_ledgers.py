@@ -40,7 +40,7 @@ def test_i_6_nothing_to_do_after_dvc(fresh: Repository) -> None:
     assert len(stages_run(fresh.dvc("repro"))) == sum(EVERYTHING.values())
     assert fresh.planned() == {}
     assert stages_run(fresh.dvc("repro")) == []
-    kept = {"metrics.json", "analysis.json", "summary.json", "summary.csv", "summary.md", *plan.SELECTED}
+    kept = {*plan.SCORED, "analysis.json", "summary.json", "summary.csv", "summary.md", *plan.SELECTED}
     changed = [line[3:] for line in fresh.git("status", "--porcelain", "--untracked-files=all").splitlines()]
     assert {Path(path).name for path in changed} == {*kept, "dvc.lock"}
     cached = [path for path in changed if path.endswith(("iou.json", "confusion.csv", "history.csv"))]
@@ -255,17 +255,20 @@ def test_i_15_results_come_back_from_the_run_cache(finished: Repository) -> None
 
 
 def test_i_19_metrics_diff_across_methods(finished: Repository) -> None:
-    path = "results/selected/metrics.json"
+    path = "results/selected/headline.json"
     finished.set("select/method", "source_only")
     assert stages_run(finished.dvc("repro", "select")) == ["select"]
     found = json.loads(finished.dvc("metrics", "diff", "--json"))[path]
-    assert {key for key in found if key.startswith("iou.")}
+    assert not any(key.startswith("iou") for key in found)  # classes are what plots and tables show
     for side, method in (("old", "self_training"), ("new", "source_only")):
         scores = json.loads((finished / f"results/streets/{method}/seed0/metrics.json").read_text())
         assert found["miou"][side] == scores["miou"]
-        for name, value in scores["iou"].items():
-            assert found.get(f"iou.{name}", {side: value})[side] == value  # equal scores are not listed
-    assert path in finished.dvc("metrics", "show")
+        assert {key for key in found if key.startswith("other.")} >= {f"other.{name}" for name in scores["other"]}
+    lines = finished.dvc("metrics", "diff").splitlines()
+    assert lines[0].split()[:2] == ["Path", "Metric"] and lines[1].split()[:2] == [path, "miou"]
+    lines = finished.dvc("metrics", "show").splitlines()
+    assert lines[0].split()[:2] == ["Path", "miou"] and max(map(len, lines)) <= 120
+    assert len(lines) == 1 + len(METHODS) + 1 and path in lines[-1]
     finished.commit("select source_only")
     assert json.loads(finished.dvc("metrics", "diff", "HEAD~1", "HEAD", "--json"))[path] == found
 

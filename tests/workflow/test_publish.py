@@ -11,11 +11,11 @@ import pytest
 from repository import TRAINED, Repository, wait_for
 
 ONE, OTHER = "streets/self_training", "streets/source_only"
-SELECTED = "results/selected/metrics.json"
+SELECTED = "results/selected/headline.json"
 
 
 def scores(repository: Repository, method: str) -> dict[str, float]:
-    """metrics.json with flat keys, as DVC prints them."""
+    """headline.json with flat keys, as DVC prints them."""
     flat: dict[str, float] = {}
 
     def walk(value: object, key: str) -> None:
@@ -25,7 +25,7 @@ def scores(repository: Repository, method: str) -> dict[str, float]:
         elif isinstance(value, int | float):
             flat[key] = value
 
-    walk(json.loads((repository / f"results/streets/{method}/seed0/metrics.json").read_text()), "")
+    walk(json.loads((repository / f"results/streets/{method}/seed0/headline.json").read_text()), "")
     return flat
 
 
@@ -63,7 +63,7 @@ def test_a_revision_is_what_the_stage_leaves_and_tags_follow_new_results(finishe
     finished.udaseg("identity")
     assert finished.dvc("status", "select").strip().endswith("up to date.")
     assert (finished / SELECTED).read_bytes() == (
-        finished / "results/streets/source_only/seed0/metrics.json"
+        finished / "results/streets/source_only/seed0/headline.json"
     ).read_bytes()
     assert (
         finished.git("diff", "--stat", "HEAD~1", "HEAD", "--", "params.yaml").count("1 file changed, 1 insertion") == 1

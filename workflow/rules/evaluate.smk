@@ -5,7 +5,7 @@ rule evaluate:
         history="results/{benchmark}/{method}/seed{seed}/history.csv",  # copied along
     output:
         multiext(
-            "results/{benchmark}/{method}/seed{seed}/", "metrics.json", *plan.EVALUATED
+            "results/{benchmark}/{method}/seed{seed}/", *plan.SCORED, *plan.EVALUATED
         ),
         compared=multiext(
             "results/.compared/{benchmark}/{method}-seed{seed}/", *plan.COMPARED

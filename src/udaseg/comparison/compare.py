@@ -292,6 +292,7 @@ def select(p: Params) -> Path:
         "analysis.json": "analyse",
         "iou.json": "evaluate",
         "confusion.csv": "evaluate",
+        "headline.json": "evaluate",
         "metrics.json": "evaluate",
     }
     for name, step in steps.items():

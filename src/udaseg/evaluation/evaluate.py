@@ -22,7 +22,7 @@ from udaseg.classes import OTHER, ClassSpace
 from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.engine import runtime
 from udaseg.errors import UserError
-from udaseg.evaluation import confusion, inference, predictions, scores
+from udaseg.evaluation import confusion, headline, inference, predictions, scores
 from udaseg.evaluation.inference import Predict
 from udaseg.evaluation.loading import batches, decoders, samples_of
 from udaseg.evaluation.predictions import Prediction, Recorder
@@ -46,7 +46,7 @@ Watcher = Callable[[str, int, torch.device], Watch]  # what is scored, how many 
 
 
 def evaluate_run(run: Run, watcher: Watcher | None = None) -> str:
-    """Score a trained run; write metrics.json, confusion.csv, iou.json, images.csv and predictions.zip into its folder.
+    """Score a trained run; write metrics.json, headline.json, confusion.csv, iou.json, images.csv and predictions.zip.
 
     Returns:
         A short table to print (empty on all ranks but the first).
@@ -99,14 +99,14 @@ def score(run: Run, device: torch.device, watcher: Watcher | None = None) -> Sco
     with Recorder(run.classes) as recorder:
         matrices, images = count(run, sets[0], model.student, first, device, recorder=recorder, watcher=watcher)
         each = of_all_ranks(recorder.predictions())
-    headline = scores.report(matrices[""], run.classes) | {"images": images}
+    plain = scores.report(matrices[""], run.classes) | {"images": images}
     other: dict[str, Any] = {name: scores.means(m, run.classes) for name, m in matrices.items() if name}
     if matrices[""][len(run.classes)].any():  # beside it the easier test of some papers (docs/data.md)
         other["ignored"] = scores.means(confusion.without_others(matrices[""]), run.classes)
     for use in sets[1:]:
         matrix, images = count(run, use, model.student, {"": student}, device, watcher=watcher)
         other[f"{use.dataset}-{use.split}"] = scores.report(matrix[""], run.classes) | {"images": images}
-    return Scored(sets[0], matrices[""], headline | {"other": other}, each)
+    return Scored(sets[0], matrices[""], plain | {"other": other}, each)
 
 
 def beside(test: Test, student: Predict) -> dict[str, Predict]:
@@ -211,6 +211,7 @@ def write_results(run: Run, matrix: Tensor, metrics: dict[str, Any]) -> None:
     write_text(run.folder / "confusion.csv", confusion_csv(matrix, run.classes))
     rows = [{"class": name, "iou": value} for name, value in metrics["iou"].items()]
     write_json(run.folder / "iou.json", rows)
+    write_json(run.folder / headline.NAME, headline.of(metrics))
     write_json(run.folder / "metrics.json", metrics)
 
 

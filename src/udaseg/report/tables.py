@@ -29,7 +29,16 @@ FACTS = (
     ("versions", "versions"),
 )
 SHOWN = 0.05  # an IoU in % that does not read 0.0
-FILES = ("metrics.json", "analysis.json", "iou.json", "confusion.csv", "images.csv", "history.csv", "model.safetensors")
+FILES = (
+    "metrics.json",
+    "headline.json",
+    "analysis.json",
+    "iou.json",
+    "confusion.csv",
+    "images.csv",
+    "history.csv",
+    "model.safetensors",
+)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from udaseg.params import Params, Run, uses, without
 
 IDENTITIES = Path("results/.identity")
 TRAINED = ("model.safetensors", "history.csv")
+SCORED = ("metrics.json", "headline.json")  # kept by git; the second is what DVC shows and compares
 EVALUATED = ("confusion.csv", "iou.json", "images.csv", "predictions.zip")
 # What comparison, figures and report read of every run. DVC can ask for "every run" only as a folder that holds nothing else:
 # copies lie in results/.compared/<benchmark>/<method>-seed<k>/ and results/.analysed/...
 COMPARED = ("metrics.json", "confusion.csv", "images.csv", "predictions.zip", "history.csv")
 ANALYSED = ("analysis.json", "tsne.npz")
-SELECTED = ("metrics.json", "analysis.json", "iou.json", "confusion.csv", "history.csv")
+SELECTED = (*SCORED, "analysis.json", "iou.json", "confusion.csv", "history.csv")
 
 
 def load(config: dict[str, Any] | None = None) -> Params:
@@ -194,6 +195,6 @@ def scores(p: Params) -> list[str]:
     """Results that git keeps."""
     out = []
     for benchmark in p.run.benchmarks:
-        out += of_runs(p, benchmark, ("metrics.json", "analysis.json"))
+        out += of_runs(p, benchmark, (*SCORED, "analysis.json"))
         out += [f"results/{benchmark}/summary.{end}" for end in ("json", "csv", "md")]
     return out + [f"results/selected/{name}" for name in SELECTED]

@@ -168,7 +168,7 @@ def check_numbers(run: Run, folder: Path) -> str:
     if not (folder / "metrics.json").exists():
         raise Unknown(f"{folder / 'metrics.json'} is not here")
     metrics = results.metrics(run, folder)
-    beside = [name for name in ("confusion.csv", "iou.json") if (folder / name).exists()]
+    beside = [name for name in ("confusion.csv", "iou.json", "headline.json") if (folder / name).exists()]
     if (folder / "analysis.json").exists():
         results.analysis(run, folder)
         beside.append("analysis.json")
