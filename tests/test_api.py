@@ -53,8 +53,10 @@ def test_labels_are_those_of_the_command_in_every_form(here: Path) -> None:
             assert (model.predict(form).labels == expected).all()
         overlay = model.overlay(picture, found.labels)
         assert (np.asarray(overlay) == np.asarray(model.overlay(array))).all()
-        blend = (array[0, 0].astype(int) + model.palette[found.labels[0, 0]]) / 2
-        assert np.abs(np.asarray(overlay)[0, 0] - blend).max() <= 1
+        bare = np.asarray(model.overlay(picture, found.labels, legend=False))
+        assert bare.shape == array.shape and overlay.height > picture.height
+        assert (np.asarray(overlay)[: picture.height] == bare).all()
+        assert (np.asarray(model.overlay(picture, found.labels, opacity=0.1, legend=False)) != bare).any()
     assert model.classes[0] == "road" and model.palette.shape == (19, 3) and model.header["method"] == "source_only"
     looked = model.predict("photographs/0.jpg", size="32x32").labels
     assert looked.shape == (60, 90) and (looked != model.predict("photographs/0.jpg").labels).any()

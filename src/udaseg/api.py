@@ -85,26 +85,29 @@ class Model:
         found = [_look(labeller, picture, looks) for picture in pictures]
         return found if several else found[0]
 
-    def overlay(self, image: Any, labels: np.ndarray | None = None, *, opacity: float = 0.5) -> Image.Image:
-        """The image with the colours of its classes over it.
+    def overlay(
+        self, image: Any, labels: np.ndarray | None = None, *, opacity: float = 0.5, legend: bool = True
+    ) -> Image.Image:
+        """The image under the colours of its classes, with borders, as `udaseg predict` writes it.
 
         Args:
             image: one image, as `predict` takes it.
             labels: (H, W) of it; None: predicted now.
-            opacity: of the colours, 0 to 1.
+            opacity: of the colours within a region, 0 to 1; borders have them pure.
+            legend: the classes that occur, named below the picture, which is higher than the image then.
 
         Raises:
             UserError: as `predict`; labels of another size.
         """
+        from udaseg.deploy.overlay import overlay
+
         (picture,) = _opened(image)
         found = self.predict(picture).labels if labels is None else np.asarray(labels)
         if found.shape != (picture.height, picture.width):
             raise UserError(
                 f"overlay: found labels of shape {found.shape}, expected {(picture.height, picture.width)}, the size of the image"
             )
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(self.palette)] = self.palette
-        return Image.blend(picture, Image.fromarray(table[found]), opacity)
+        return overlay(picture, found, self._trained.classes, opacity=opacity, legend=legend)
 
 
 def load(where: str | Path, *, device: str = "auto") -> Model:

@@ -9,7 +9,7 @@ from fake_runs import MakeRuns, texts
 
 from tiny_project import Project
 from udaseg import params
-from udaseg.figures import training
+from udaseg.figures import style, training
 
 
 def test_every_loss_has_a_panel_with_the_methods_that_log_it(make_runs: MakeRuns) -> None:
@@ -22,6 +22,25 @@ def test_every_loss_has_a_panel_with_the_methods_that_log_it(make_runs: MakeRuns
     late = figure.axes[1].lines[0].get_ydata()
     assert np.isnan(late[:3]).all() and not np.isnan(late[3:]).any()  # the loss began at step 4
     assert "learning rate" not in texts(figure)
+
+
+def test_ticks_are_plain_numbers_without_a_power_or_offset_in_a_corner(make_runs: MakeRuns) -> None:
+    """Losses that are tiny, nearly constant, or both."""
+    p = make_runs()
+    for method, value in (("sepico", lambda k: f"{-1 - k * 1e-8:.9f}"), ("source_only", lambda k: f"0.0000{k}")):
+        path = Path(f"results/streets/{method}/seed0/history.csv")
+        steps = int(path.read_text().splitlines()[-1].split(",")[0])
+        rows = [f"{k},0.1,{value(k)},0.5" for k in range(1, steps + 1)]
+        path.write_text("\n".join([f"step,learning_rate,{method},late", *rows]) + "\n")
+    with style.style():
+        figure = training.curves(p, "streets")
+        figure.savefig("curves.png")
+    axes = {ax.get_title(): ax for ax in figure.axes}
+    for ax in axes.values():
+        assert ax.yaxis.get_offset_text().get_text() == ax.xaxis.get_offset_text().get_text() == ""
+        assert all("e" not in label.get_text() and len(label.get_text()) < 9 for label in ax.get_yticklabels())
+    low, high = axes["sepico"].get_ylim()
+    assert high - low >= 0.0004  # not the rounding of a constant
 
 
 def test_several_seeds_have_a_mean_and_a_band(make_runs: MakeRuns) -> None:

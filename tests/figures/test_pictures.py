@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_runs import MakeRuns, texts
 
-from udaseg import results
+from udaseg import colours, results
 from udaseg.data.prepared import find_prepared
 from udaseg.errors import UserError
 from udaseg.figures import pictures
@@ -74,7 +74,7 @@ def test_image_truth_predictions_and_errors(make_runs: MakeRuns) -> None:
     use = uses(p.benchmarks["streets"])[-1]
     prepared = find_prepared("streets", use)
     sample = next(s for s in prepared.samples(use.split) if s.name == expected[0][1])
-    truth, palette = prepared.label(sample), runs[0].classes.palette()
+    truth, palette = prepared.label(sample), colours.table(runs[0].classes)
     shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes]
     assert len(shown) == 4 * 6  # image and truth, three methods; three pairs of columns
     np.testing.assert_array_equal(shown[0], prepared.image(sample))

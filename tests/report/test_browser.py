@@ -193,3 +193,21 @@ def test_on_paper_nothing_is_cut_and_the_ink_is_dark(watch: Watch, finished: Pat
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.evaluate(FAINT)["out"]
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_column_names_are_repeated_on_each_sheet(watch: Watch, finished: Path) -> None:
+    """Chromium repeats text of a table's head, and no box in it that is positioned or a button (seen in printed pages)."""
+    page = watch(finished, viewport=A4)
+    page.emulate_media(media="print")
+    boxes = """() => [...document.querySelectorAll("thead, thead *")].filter((node) => {
+        const style = getComputedStyle(node);
+        return style.display !== "contents" && (style.position !== "static" || node.tagName === "BUTTON");
+    }).length"""
+    heads = page.eval_on_selector_all("thead", "all => all.map((node) => getComputedStyle(node).display)")
+    assert len(heads) > 3 and set(heads) == {"table-header-group"} and page.evaluate(boxes) == 0
+
+
+def test_figures_have_the_width_of_a_desktop(watch: Watch, finished: Path) -> None:
+    page = watch(finished, viewport={"width": 1440, "height": 900})
+    right = "node => node.getBoundingClientRect().right"
+    assert page.locator(".figures").evaluate(right) == page.locator("main h2").first.evaluate(right)

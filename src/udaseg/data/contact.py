@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from udaseg import artifacts
 from udaseg.classes import NAMES, ClassSpace, class_space
+from udaseg.colours import shown, table
 from udaseg.data.prepared import Prepared, Sample
 
 WIDTH = 384  # of one picture, in pixels
@@ -27,7 +28,7 @@ def contact_sheet(folder: Path, n: int) -> Path:
     n = max(1, min(n, len(samples)))
     chosen = [samples[(2 * k + 1) * len(samples) // (2 * n)] for k in range(n)]
     space = _space(data.classes)
-    rows = [_row(data, split, sample, space.palette()) for split, sample in chosen]
+    rows = [_row(data, split, sample, table(space)) for split, sample in chosen]
     legend = _legend(space)
     sheet = Image.new("RGB", (2 * WIDTH, sum(row.height for row in rows) + legend.height), "white")
     top = 0
@@ -67,7 +68,7 @@ def _row(data: Prepared, split: str, sample: Sample, palette: np.ndarray) -> Ima
 
 def _legend(space: ClassSpace, columns: int = 6) -> Image.Image:
     step = 2 * WIDTH // columns
-    entries = [*zip(space.names, space.colours, strict=True), ("void", (0, 0, 0))]
+    entries = [*zip(space.names, shown(space), strict=True), ("void", (0, 0, 0))]
     legend = Image.new("RGB", (2 * WIDTH, LINE * (-(-len(entries) // columns)) + 8), "white")
     draw = ImageDraw.Draw(legend)
     for k, (name, colour) in enumerate(entries):

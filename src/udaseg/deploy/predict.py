@@ -29,6 +29,7 @@ from udaseg.classes import ClassSpace
 from udaseg.data.convert import fit
 from udaseg.data.images import Unusable, open_image
 from udaseg.data.walk import IMAGES, listing
+from udaseg.deploy.overlay import overlay
 from udaseg.devices import choose
 from udaseg.errors import UserError
 from udaseg.evaluation import inference
@@ -43,8 +44,7 @@ T = TypeVar("T")
 ENCODERS = 2
 LARGEST_MAPS = 2**25  # logits at full size at once: 128 MiB; all 19 maps of a 12-megapixel photograph take 1 GB
 ENDINGS = {"ids": ".png", "colours": ".png", "overlays": ".jpg", "probabilities": ".npy"}
-OPACITY = 0.5  # of the colours in an overlay
-QUALITY = 90  # of its JPEG
+QUALITY = 90  # of the JPEG of an overlay
 
 
 def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, probabilities: bool, device: str) -> str:
@@ -71,7 +71,7 @@ def predict(model: Path, images: list[Path], out: Path, *, size: Size | None, pr
     trained = load(model, choose(device, "--device"))
     write_text(out / "classes.csv", legend(trained.classes))
     labeller = Labeller(trained, size or trained.size, probabilities=probabilities)
-    save = functools.partial(write_answer, out=out, names=names, palette=trained.classes.palette())
+    save = functools.partial(write_answer, out=out, names=names, classes=trained.classes)
     began = time.perf_counter()
     done = sum(1 for _ in counted(labeller.run(names, save), len(names)))
     seconds = time.perf_counter() - began
@@ -250,7 +250,7 @@ def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def write_answer(answer: Answer, *, out: Path, names: dict[Path, PurePath], palette: np.ndarray) -> None:
+def write_answer(answer: Answer, *, out: Path, names: dict[Path, PurePath], classes: ClassSpace) -> None:
     """All files of one image.
 
     Raises:
@@ -258,14 +258,14 @@ def write_answer(answer: Answer, *, out: Path, names: dict[Path, PurePath], pale
     """
     name = names[answer.photo.path]
     colours = Image.fromarray(answer.label)
-    colours.putpalette(palette.tobytes())
-    overlay = Image.blend(Image.fromarray(answer.photo.image), colours.convert("RGB"), OPACITY)
+    colours.putpalette(classes.palette().tobytes())
+    shown = overlay(Image.fromarray(answer.photo.image), answer.label, classes)
     with writing(result(out, "ids", name), sync=False) as temporary:
         Image.fromarray(answer.label).save(temporary, "PNG")
     with writing(result(out, "colours", name), sync=False) as temporary:
         colours.save(temporary, "PNG")
     with writing(result(out, "overlays", name), sync=False) as temporary:
-        overlay.save(temporary, "JPEG", quality=QUALITY)
+        shown.save(temporary, "JPEG", quality=QUALITY)
     if answer.probabilities is not None:
         with writing(result(out, "probabilities", name), sync=False) as temporary, temporary.open("wb") as handle:
             np.save(handle, answer.probabilities.half().numpy())

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from udaseg import results
 from udaseg.classes import ClassSpace
+from udaseg.colours import shown
 from udaseg.figures.gains import setting
 from udaseg.figures.style import (
     DOUBLE,
@@ -92,7 +93,7 @@ def class_bars(ax: Axes, space: ClassSpace, group: np.ndarray, values: np.ndarra
             area.set_transform(ax.get_xaxis_transform())
             ax.add_patch(area)
             ax.text(place, 0.5, "not\ncounted", transform=ax.get_xaxis_transform(), ha="center", va="center")
-        colour = unit(space.colours[c])
+        colour = unit(shown(space)[c])
         spot = Rectangle((place - 0.42, -0.07), 0.84, 0.05, transform=ax.get_xaxis_transform(), facecolor=colour)
         ax.add_patch(spot).set_clip_on(False)
     ax.set_xticks(range(len(group)), [textwrap.fill(space.names[c], 10) for c in group])

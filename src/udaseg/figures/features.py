@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from udaseg import results
+from udaseg.colours import table
 from udaseg.figures.classes import space_of
 from udaseg.figures.gains import setting
 from udaseg.figures.measures import MEASURES, defined, limits
@@ -39,7 +40,7 @@ PROBES = ("linear_probe", "knn")  # a diamond shows the same with the classifier
 def tsne(p: Params, benchmark: str) -> Figure:
     """The map of source and target features of each method (first seed): colour is class, marker is domain."""
     space, runs = space_of(p, benchmark), results.runs_of(p, benchmark)
-    palette = space.palette() / 255
+    palette = table(space) / 255
     figure, axes, _ = grid(len(runs), 4, 1.14)
     shown: set[int] = set()
     for ax, (method, group) in zip(axes, runs.items(), strict=True):

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from udaseg import results
 from udaseg.classes import IGNORE
+from udaseg.colours import table
 from udaseg.comparison.compare import REFERENCE
 from udaseg.data.prepared import Prepared, Sample, find_prepared
 from udaseg.evaluation.predictions import reduced
@@ -139,7 +140,7 @@ def panels(axes: np.ndarray, prepared: Prepared, sample: Sample, runs: list[Run]
     """Image and truth in the first row, prediction and errors of each run below."""
     classes = runs[0].classes
     truth = classes.lut(prepared.classes)[reduced(prepared.label(sample))]
-    palette = classes.palette()
+    palette = table(classes)
     picture(axes[0, 0], prepared.image(sample), sample)
     picture(axes[0, 1], palette[truth], sample)
     axes[0, 1].set_title("truth", loc="right", fontsize=7, pad=1.5)

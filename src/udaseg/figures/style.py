@@ -1,6 +1,6 @@
 """What all figures share: size, colours, notes, and files with equal bytes for equal figures.
 
-Classes have the colours of their benchmark (Cityscapes palette). Methods have those of Okabe and Ito, which colour-blind people
+Classes have the colours of their benchmark (Cityscapes palette, its dark blues told apart: udaseg.colours). Methods have those of Okabe and Ito, which colour-blind people
 tell apart, the methods of reference are grey: the table of papers has them (udaseg.recipes). A variant (`sepico-off`) has its method's hue, lighter or darker. Pale areas have a
 dark edge; lines are darkened until white paper shows them and have a dash pattern as second mark.
 """
@@ -27,6 +27,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from udaseg.artifacts import writing
 from udaseg.classes import ClassSpace
+from udaseg.colours import shown
 from udaseg.recipes import papers
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one and two columns of a page
@@ -187,7 +188,7 @@ def class_patches(classes: ClassSpace) -> list[Patch]:
     """Handles for a legend of classes."""
     return [
         Patch(facecolor=unit(colour), edgecolor="0.5", linewidth=0.3, label=name)
-        for name, colour in zip(classes.names, classes.colours, strict=True)
+        for name, colour in zip(classes.names, shown(classes), strict=True)
     ]
 
 

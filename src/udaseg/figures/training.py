@@ -17,6 +17,7 @@ from udaseg.figures.style import grid, legend_above, lines, note
 from udaseg.params import Params
 
 WINDOW = 0.1  # of the run, over which a curve is averaged
+FLAT = 5e-4  # of its value: a loss that moves by less is drawn flat, not as its rounding
 
 
 def curves(p: Params, benchmark: str) -> Figure:
@@ -34,6 +35,7 @@ def curves(p: Params, benchmark: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.margins(x=0.02)
+        at_least(ax, FLAT)
     for ax in axes[-columns:]:
         ax.set_xlabel("step")
     legend_above(figure, [Line2D([], [], label=method, **look[method]) for method in p.run.methods], length=3)
@@ -43,6 +45,14 @@ def curves(p: Params, benchmark: str) -> Figure:
         f"Losses as weighted in the sum, running mean over {WINDOW:.0%} of the run{band}. {setting(p, benchmark)}.",
     )
     return figure
+
+
+def at_least(ax: Axes, share: float) -> None:
+    """Widens the y axis until it spans this share of its values: ticks are short then."""
+    low, high = ax.get_ylim()
+    middle, half = (low + high) / 2, share * max(abs(low), abs(high)) / 2
+    if high - low < 2 * half:
+        ax.set_ylim(middle - half, middle + half)
 
 
 def curve(ax: Axes, seeds: list[dict[str, np.ndarray]], name: str, look: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from udaseg.colours import shown
 from udaseg.comparison import checkpoints as beside
 from udaseg.comparison import tables as text
 from udaseg.figures.measures import MEASURES, defined, limits, span
@@ -197,7 +198,7 @@ def classes(summary: Mapping[str, Any], runs: Mapping[str, Sequence[Scored]]) ->
     blocks = summary["methods"]
     judged = [method for method in blocks if not method.startswith("oracle")]
     rows = []
-    for name, colour in zip(space.names, space.colours, strict=True):
+    for name, colour in zip(space.names, shown(space), strict=True):
         values = {method: block["iou"].get(name) for method, block in blocks.items()}
         best = max((values[method] or 0 for method in judged), default=0)
         cells = [number(value, ".1f") for value in values.values()]
