@@ -15,7 +15,7 @@ from transformers import SegformerConfig, SegformerModel
 
 from udaseg.errors import UserError
 from udaseg.models import build_model, load_encoder_weights
-from udaseg.models.weights import find_weights, mit_to_timm
+from udaseg.models.weights import find_weights, mit_to_timm, say
 
 REAL = Path(os.environ.get("UDASEG_MIRROR", "")) / "weights" / "mobilenetv2_100.tf2_imagenet.safetensors"
 MOBILENET = {
@@ -56,8 +56,10 @@ def test_real_mobilenetv2_loads_strictly_and_sees(block, caplog):
     images = model.normalise(torch.rand(2, 3, 64, 96))
     with torch.no_grad():
         untrained = model.encoder(images)
+    say.cache_clear()
     with caplog.at_level(logging.INFO, logger="udaseg"):
         provenance = load_encoder_weights(model, spec, "imagenet")
+        load_encoder_weights(build_model(spec, 5), spec, "imagenet")  # as the frozen reference does
 
     assert Path(provenance["file"]).resolve() == REAL.resolve()
     assert provenance["sha256"] == "9930718f66a8a43d58750c6f3a2f0fa5f53665786226ce4a90ab694ceb3d4a20"
@@ -65,8 +67,14 @@ def test_real_mobilenetv2_loads_strictly_and_sees(block, caplog):
     assert {name.split(".")[0] for name in provenance["unexpected"]} == {"classifier", "conv_head", "bn2"}
     assert provenance["matched"] + len(provenance["unexpected"]) == 262
     (line,) = caplog.messages
-    assert provenance["sha256"] in line and provenance["file"] in line and "classifier.weight" in line
-    assert "\n" not in line
+    assert (
+        line
+        == "encoder weights: mobilenetv2_100, 255 tensors of mobilenetv2_100.tf2_imagenet.safetensors, sha256 9930718f66a8"
+    )
+    with caplog.at_level(logging.DEBUG, logger="udaseg"):
+        load_encoder_weights(model, spec, "imagenet")
+    assert "only in the encoder: 51 batch counters; only in the file: " in caplog.messages[-1]
+    assert "classifier.weight" in caplog.messages[-1] and provenance["file"] in caplog.messages[-1]
 
     plain = timm.create_model("mobilenetv2_100", pad_type="same", bn_eps=1e-3).eval()
     plain.load_state_dict(load_file(REAL), strict=False)

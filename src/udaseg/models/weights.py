@@ -3,6 +3,7 @@
 Names are timm's; official MiT files (SegFormer, NeurIPS 2021) are translated. docs/models.md.
 """
 
+import functools
 import logging
 import os
 import re
@@ -59,7 +60,7 @@ def load_encoder_weights(model: Segmenter, spec: ModelSpec, init: str) -> dict[s
 
     Returns:
         Provenance: `file` (None: random start), `sha256`, `matched` (number of tensors), `missing` and `unexpected`
-        (names that only the encoder or only the file has). One line with the same goes to the log.
+        (names that only the encoder or only the file has). A short line goes to the log, once in a process.
 
     Raises:
         UserError: no such file, a broken one, one that differs from the encoder in anything but a classifier, or
@@ -83,10 +84,9 @@ def load_encoder_weights(model: Segmenter, spec: ModelSpec, init: str) -> dict[s
     model.encoder.body.load_state_dict({**used, **counters})
 
     checksum = file_hash(path)
-    log.info(
-        "encoder weights: %s from %s, sha256 %s, %d tensors matched; only in the encoder: %s; only in the file: %s",
-        *(spec.backbone, path, checksum, len(used), _summary(missing), _summary(unexpected)),
-    )
+    say(f"encoder weights: {spec.backbone}, {len(used)} tensors of {path.name}, sha256 {checksum[:12]}")
+    # what is left over on either side cannot be wrong here: check_state has refused all but classifiers and counters
+    log.debug("%s: only in the encoder: %s; only in the file: %s", path, _summary(missing), _summary(unexpected))
     return {
         "file": str(path),
         "sha256": checksum,
@@ -94,6 +94,12 @@ def load_encoder_weights(model: Segmenter, spec: ModelSpec, init: str) -> dict[s
         "missing": missing,
         "unexpected": unexpected,
     }
+
+
+@functools.cache
+def say(line: str) -> None:
+    """To the log, once: the network that is trained and the frozen reference beside it take the same file."""
+    log.info(line)
 
 
 def find_weights(spec: ModelSpec) -> Path:
