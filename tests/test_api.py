@@ -18,6 +18,7 @@ from tiny_project import ROOT
 from udaseg import cli
 from udaseg.artifacts import write_json
 from udaseg.errors import UserError
+from udaseg.models import load_model_file, save_model
 
 sys.path.insert(0, str(ROOT / "tests/deploy"))
 from tiny_model import write_model
@@ -70,6 +71,37 @@ def test_a_run_folder_is_a_model_and_one_without_is_named(here: Path) -> None:
         udaseg.load("photographs")
 
 
+def test_a_model_of_an_earlier_or_later_version_is_told_in_one_line(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, header = load_model_file(here / "model.safetensors")
+    path = here / "other.safetensors"
+    for form, drop, said in (
+        ("1", ("format", "test"), "header format 1 of 3): it does not say how its images were scored"),
+        ("2", (), "header format 2 of 3): it has no hash of its content"),
+    ):
+        caplog.clear()
+        save_model(path, state, {k: form if k == "format" else v for k, v in header.items() if k not in drop})
+        found = udaseg.load(path, device="cpu").predict("photographs/0.jpg").labels
+        assert (found == udaseg.load(here, device="cpu").predict("photographs/0.jpg").labels).all()
+        (line,) = caplog.messages
+        assert said in line and "\n" not in line
+    for change, said in (
+        (
+            {"format": "4"},
+            "its header has format 4, this version reads up to 3; use the version of udaseg that wrote it",
+        ),
+        (
+            {"colours": None},
+            "written by an older version, its header lacks colours; train again: `udaseg train --benchmark",
+        ),
+    ):
+        save_model(path, state, {k: v for k, v in (header | change).items() if v is not None})
+        with pytest.raises(UserError) as error:
+            udaseg.load(path)
+        assert said in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "given, said",
     [
@@ -80,6 +112,13 @@ def test_a_run_folder_is_a_model_and_one_without_is_named(here: Path) -> None:
             r"found an array of shape \(3, 8, 8\) and type uint8, expected \(height, width, 3\)",
         ),
         (np.zeros((8, 8, 3)), "type float64, expected"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"found an array of shape \(1, 8, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"found an image of shape \(0, 8, 3\), expected one with pixels"),
+        (Image.new("RGB", (0, 8)), "found an image of 0x8, expected one with pixels"),
+        ([None], "found NoneType, expected an image"),
+        (torch.zeros(1, 3, 8, 8), r"found a tensor of shape \(1, 3, 8, 8\), expected \(3, height, width\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "found a tensor of torch.int64, expected uint8, or floats in 0..1"),
+        (torch.full((3, 8, 8), float("nan")), "found a tensor with nan to nan, expected 0 to 1"),
         (torch.zeros(8, 8, 3), r"found a tensor of shape \(8, 8, 3\), expected \(3, height, width\)"),
         (torch.full((3, 8, 8), 200.0), "found a tensor with 200 to 200, expected 0 to 1"),
         ("nowhere.jpg", "nowhere.jpg: no such file or folder"),
@@ -93,6 +132,11 @@ def test_what_is_no_image_is_said_in_one_line(given: Any, said: str, here: Path)
     with pytest.raises(UserError, match=said) as error:
         udaseg.load(here, device="cpu").predict(given)
     assert "\n" not in str(error.value)
+
+
+def test_an_overlay_is_of_one_image(here: Path) -> None:
+    with pytest.raises(UserError, match="overlay: found 3 images, expected one"):
+        udaseg.load(here).overlay("photographs")
 
 
 def test_labels_of_another_size_have_no_overlay(here: Path) -> None:

@@ -101,7 +101,10 @@ class Model:
         """
         from udaseg.deploy.overlay import overlay
 
-        (picture,) = _opened(image)
+        pictures = _opened(image)
+        if len(pictures) != 1:
+            raise UserError(f"overlay: found {len(pictures)} images, expected one")
+        (picture,) = pictures
         found = self.predict(picture).labels if labels is None else np.asarray(labels)
         if found.shape != (picture.height, picture.width):
             raise UserError(
@@ -157,7 +160,11 @@ def _opened(images: Any) -> list[Image.Image]:
         except Unusable as problem:
             raise UserError(f"predict: {path.parent if path.is_file() else path}: {problem}") from None
     if isinstance(images, Image.Image):
+        if not images.width * images.height:
+            raise UserError(f"predict: found an image of {images.width}x{images.height}, expected one with pixels")
         return [images if images.mode == "RGB" else images.convert("RGB")]
+    if 0 in getattr(images, "shape", ()):
+        raise UserError(f"predict: found an image of shape {tuple(images.shape)}, expected one with pixels")
     return [_from_numbers(images)]
 
 
@@ -169,9 +176,11 @@ def _from_numbers(image: Any) -> Image.Image:
         values = image.detach().cpu()
         if values.is_floating_point():
             low, high = float(values.min()), float(values.max())
-            if low < 0 or high > 1:
+            if not 0 <= low <= high <= 1:  # NaN neither
                 raise UserError(f"predict: found a tensor with {low:g} to {high:g}, expected 0 to 1 (or uint8)")
             values = (values * 255).round()
+        elif str(values.dtype) != "torch.uint8":
+            raise UserError(f"predict: found a tensor of {values.dtype}, expected uint8, or floats in 0..1")
         return Image.fromarray(np.ascontiguousarray(values.numpy().astype(np.uint8).transpose(1, 2, 0)))
     if not isinstance(image, np.ndarray):
         raise UserError(f"predict: found {type(image).__name__}, expected {WANTED}")

@@ -9,6 +9,7 @@ and nothing is built before it is known to fit the tensors.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,14 @@ from udaseg.models.files import CONTENT, check_state, load_model_file, load_stat
 from udaseg.models.segmenter import Segmenter
 from udaseg.params import Model, Run, Size, Test
 
-FORMAT = 3  # of the header; the first had no `format` and no `test`, the second no hash of the content
+log = logging.getLogger("udaseg")
+
+FORMAT = 3  # of the header
+# What a reader should know of the earlier ones, which are read all the same.
+LACKS = {
+    1: "it does not say how its images were scored, so they are looked at whole",
+    2: "it has no hash of its content, so damage may go unnoticed",
+}
 TEACHER = "teacher."  # before the names of the teacher's tensors
 OURS = ("benchmark", "method", "seed", "params_hash", "classes")
 SELF_CONTAINED = ("model", "colours", "size")
@@ -176,6 +184,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Trained:
     except (ValueError, TypeError, UserError) as error:
         said = " ".join(str(error).removeprefix("params.yaml: ").split())[:300]
         raise UserError(f"{path}: its header cannot be read ({said}); train again, or fetch the file again") from None
+    if lacks := LACKS.get(int(header.get("format", "1"))):
+        log.warning(
+            "%s: of an earlier version (header format %s of %d): %s", path, header.get("format", "1"), FORMAT, lacks
+        )
     where = torch.device(device)
     part = by_network(state)[""]
     check_fits(model, len(classes), part, path)
