@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -213,6 +214,7 @@ def test_every_file_is_parsed_once_however_many_runs_ask(monkeypatch: pytest.Mon
     p = dataclasses.replace(
         p, run=dataclasses.replace(p.run, seeds=(0, 1, 2, 3, 4), benchmarks=tuple(p.benchmarks)[:4]), known={}
     )
+    monkeypatch.setattr(plan, "of_package", lambda p: "another")  # nothing is kept of it
     for cache in (identity.parse, identity.imports, identity._digest):
         cache.cache_clear()
     parse, parsed = ast.parse, []
@@ -222,6 +224,39 @@ def test_every_file_is_parsed_once_however_many_runs_ask(monkeypatch: pytest.Mon
     texts = [plan.signed(p, "train", b, run.method_name) for b in p.run.benchmarks for run in plan.runs(p, b)]
     assert len(texts) == 160 and len(set(texts)) == 8 * 4 and len(plan.identities(p)) > 100
     assert 50 < len(parsed) <= len(list(identity.HERE.rglob("*.py")))
+
+
+def test_what_is_kept_for_the_next_process_is_what_it_would_find(
+    package: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit anywhere in the package, a damaged file or one that cannot be written: looked at anew."""
+    monkeypatch.setitem(identity.STEPS, "prepare", ("step",))
+    monkeypatch.chdir(tmp_path_factory.mktemp("workflow"))
+    kept = plan.KEPT
+
+    def found() -> dict[str, str]:
+        p = dataclasses.replace(params.load(ROOT / ".test" / "params.yaml"), known={})
+        assert plan.code(p, "prepare") == plan.code(p, "prepare") == identity.code("prepare")
+        return plan.code(p, "prepare", "d.other")
+
+    before = found()
+    assert not kept.exists()  # nothing is made where Snakemake has no folder
+    kept.parent.mkdir()
+    assert found() == before
+    assert len(json.loads(kept.read_text())["code"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.identity, "digest", lambda name: "looked at")  # for the comparison in `found` too
+        with pytest.raises(AssertionError):
+            found()
+    for name, text in (("late.py", "x = 1\n"), ("a/more/page.html", "<br>"), ("d/new.py", ""), ("late.py", "")):
+        (package / name).write_text(text)
+        found()
+    for damage in ("", "[]", "{", '{"package": 3}', kept.read_text()[:-9]):
+        kept.write_text(damage)
+        assert found()["late.py"] == before["late.py"]
+    kept.unlink()
+    kept.mkdir()
+    assert found() != before
 
 
 def test_the_written_identity_is_not_touched_where_it_is_current(

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+import forked
 from udaseg.data.prepared import content_hash
 
 ROOT = Path(__file__).parents[1]
@@ -51,14 +52,7 @@ class Project:
         return [sys.executable, "-m", "udaseg", *words]
 
     def udaseg(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return forked.run(self.command(*words), self.folder, {**os.environ, **env}, timeout=300)
 
 
 def stand_in(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from udaseg import __version__
+from udaseg import __version__, startup
 from udaseg.checking import LARGEST_SEED, Range, lookup, nearest, shown
 from udaseg.errors import Interrupted, UserError, printable
 from udaseg.figures import NAMES as FIGURES
@@ -40,6 +40,18 @@ EXTRAS = {
         ("matplotlib", "seaborn", "sklearn", "openTSNE", "threadpoolctl", "jinja2", "markdown_it"), "analysis"
     ),
     **dict.fromkeys(("snakemake", "dvc"), "workflow"),
+}
+
+
+# What the steps begin with importing; those of the workflow can be handed to a process that has it (workflow/warm.py).
+IMPORTS = {
+    **warm.MODULES,
+    "verify": ("udaseg.workflow.verify",),
+    "resign": ("udaseg.workflow.resign",),
+    "predict": ("udaseg.deploy.predict",),
+    "export": ("udaseg.deploy.export",),
+    "submit": ("udaseg.deploy.submit",),
+    "import-checkpoint": ("udaseg.models.official",),
 }
 
 
@@ -117,6 +129,14 @@ def one_of(*known: str) -> Callable[[str], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command; without `argv` it is that of this process, which ends here."""
+    code = call(argv)
+    if argv is None:
+        startup.leave(code)
+    return code
+
+
+def call(argv: Sequence[str] | None) -> int:
     if warm.VARIABLE in os.environ:
         code = warm.handed_over(sys.argv[1:] if argv is None else argv)
         if code is not None:
@@ -135,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["UDASEG_MIRROR"] = str(Path(mirror).resolve())
     try:
         with at_work(args.step):
+            if argv is None:
+                startup.import_at_once(IMPORTS.get(args.step, ()))
             code = args.call(args)
         return int(code or 0)
     except UserError as error:

@@ -7,7 +7,6 @@ is answered with `{"pid": n}`, `{"wait": pid}` with `{"code": n}` once that proc
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pkgutil
@@ -22,11 +21,10 @@ SKIPPED = ("udaseg.__main__", "udaseg.deploy", "udaseg.bench", "udaseg.engine.cu
 
 def import_everything() -> None:
     import udaseg
+    from udaseg import startup
 
-    for module in pkgutil.walk_packages(udaseg.__path__, "udaseg."):
-        if not module.name.startswith(SKIPPED):
-            importlib.import_module(module.name)
-    importlib.import_module("openTSNE")
+    found = [module.name for module in pkgutil.walk_packages(udaseg.__path__, "udaseg.")]
+    startup.import_at_once([*(name for name in found if not name.startswith(SKIPPED)), "openTSNE"])
 
 
 def serve() -> int:
@@ -75,4 +73,6 @@ def say(answer: dict[str, Any]) -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder: the commands know nothing of the drill
     sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-    sys.exit(serve())
+    from udaseg.startup import leave
+
+    leave(serve())

@@ -24,7 +24,7 @@ import yaml
 from rounds import BENCHMARK, METHODS, Job, jobs
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "workflow"))
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "workflow")]
 
 from repository import Repository, checkout  # noqa: E402
 

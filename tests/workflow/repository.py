@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+import forked
 from udaseg.figures import NAMES as FIGURES
 
 ROOT = Path(__file__).parents[2]
@@ -56,9 +57,7 @@ class Repository:
 
     def run(self, *command: str, expect: int | None = 0) -> str:
         """Output of a command; fails on an exit code other than `expect` (None: any)."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500
-        )
+        done = forked.run(command, self.folder, self.environment)
         text = done.stdout + done.stderr
         assert expect is None or done.returncode == expect, f"{command}: exit code {done.returncode}\n{text}"
         return text

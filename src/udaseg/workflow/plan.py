@@ -5,7 +5,11 @@ dvc.yaml says the same in DVC's words; tests/workflow/test_plan.py compares the 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from udaseg.figures import NAMES as FIGURES
 from udaseg.params import Params, Run, uses, without
 
 IDENTITIES = Path("results/.identity")
+KEPT = Path(".snakemake/identities.json")
 TRAINED = ("model.safetensors", "history.csv")
 SCORED = ("metrics.json", "headline.json")  # kept by git; the second is what DVC shows and compares
 EVALUATED = ("confusion.csv", "iou.json", "images.csv", "predictions.zip")
@@ -74,7 +79,48 @@ def identity_of(p: Params, step: str, benchmark: str = "", method: str = "") -> 
             modules = [f"methods.{p.resolve(benchmark, method, 0).kind}"]
     else:
         params = {"seed": p.run.seeds[0], "select": essential(p.select)}
-    return {"code": identity.code(step, *modules), "params": params}
+    return {"code": code(p, step, *modules), "params": params}
+
+
+def code(p: Params, step: str, *modules: str) -> dict[str, str]:
+    """`identity.code`, kept for the next process as long as no file of the package changes: syntax trees take a second."""
+    key = ("code", step, *modules)
+    if key not in p.known:
+        kept, name = kept_code(of_package(p)), " ".join(key)
+        if name not in kept:
+            kept[name] = identity.code(step, *modules)
+            keep({"package": of_package(p), "code": kept})
+        p.known[key] = kept[name]
+    return dict(p.known[key])
+
+
+def kept_code(package: str) -> dict[str, dict[str, str]]:
+    """What was kept of this package; empty where nothing can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))
+        return dict(kept["code"]) if kept["package"] == package else {}
+    return {}
+
+
+def of_package(p: Params) -> str:
+    """Changes with every file of the package, and with the Python that reads it."""
+    if found := p.known.get(("package",)):
+        return str(found)
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted(identity.HERE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            data = path.read_bytes()
+            digest.update(f"{path.relative_to(identity.HERE)} {len(data)}\n".encode() + data)
+    p.known["package",] = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def keep(content: dict[str, Any]) -> None:
+    """In Snakemake's own folder, where there is one and it can be written."""
+    half = KEPT.with_name(f"{KEPT.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        half.write_text(json.dumps(content), encoding="utf-8")
+        half.replace(KEPT)
 
 
 def values(p: Params, step: str, benchmark: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import json
 import os
 import selectors
@@ -29,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from udaseg import startup
 from udaseg.workflow.launch import SIGNALS
 
 VARIABLE = "UDASEG_WARM"  # where the socket is
@@ -202,8 +202,7 @@ class Server:
         """Why the step has to run in a process of its own; imports what it needs, if nothing stands against it."""
         if request["python"] != interpreter():
             return "another environment"
-        for module in MODULES[request["argv"][0]]:
-            importlib.import_module(module)
+        startup.import_at_once(MODULES[request["argv"][0]])
         ours = [module.__file__ or "" for name, module in sys.modules.items() if name.startswith("udaseg")]
         return "edited code" if any(self.stamps.setdefault(file, stamp(file)) != stamp(file) for file in ours) else None
 
@@ -277,4 +276,4 @@ def run(request: dict[str, Any], streams: list[int]) -> int:
 
 if __name__ == "__main__":
     step = Server(sys.argv[1]).serve()
-    sys.exit(step() if step else 0)
+    startup.leave(step() if step else 0)
