@@ -270,6 +270,11 @@ class Train:
     validate_every: Annotated[int, Range(least=0, most=10**9)] = (
         0  # steps between two scorings of the networks in training; 0: never
     )
+    gradient_norms: Annotated[int, Range(least=0, most=10**9)] = (
+        0  # steps between two looks at the gradient of each loss, a multiple of log_every; 0: never
+    )
+    # which random change of the initial weights by 1e-7, to see how far rounding alone moves a score; 0: none
+    nudge: Annotated[int, Range(least=0, most=10**9)] = 0
     # On a GPU: docs/performance.md. Another choice is another result, by rounding alone.
     compile: Literal["none", "default", "max-autotune"] = (
         "none"  # networks and losses by torch.compile; the last with CUDA graphs
@@ -440,9 +445,8 @@ class Run:
             bench["model"]["weights"] = "a file"  # where it lies is private, and what it holds decides (start_hash)
         used = {use.dataset: self.params.datasets[use.dataset] for use in uses(self.benchmark)[:2]}
         unused = {"native", "init", *(term for term in papers() if term not in self.method.terms)}
-        train = without(
-            essential(self.train), "save_every", "log_every", "validate_every"
-        )  # how often to look does not change the result
+        # how often to look does not change the result
+        train = without(essential(self.train), "save_every", "log_every", "validate_every", "gradient_norms")
         train["crop"] = dataclasses.asdict(self.train.crop)  # in two parts, as in the hashes of all earlier results
         return {
             "kind": self.kind,
@@ -618,6 +622,16 @@ def check_train(train: Train, where: str) -> None:
         raise UserError(
             f"params.yaml: {where}: found batch {train.batch} and accumulate {train.accumulate}, expected batch to be a "
             f"multiple of accumulate"
+        )
+    if train.gradient_norms % train.log_every:
+        raise UserError(
+            f"params.yaml: {where}: found gradient_norms {train.gradient_norms} and log_every {train.log_every}, expected a multiple of "
+            f"log_every, in whose rows they stand"
+        )
+    if train.compile != "none" and train.gradient_norms:
+        raise UserError(
+            f"params.yaml: {where}: found compile: {train.compile} and gradient_norms {train.gradient_norms}, but a compiled graph gives "
+            f"its gradient once; say compile: none, or gradient_norms: 0"
         )
     if train.compile != "none" and train.checkpointing:
         raise UserError(

@@ -12,6 +12,7 @@ from torch import nn
 from tiny_project import Project
 from udaseg.methods.base import Averaged, Batch, Host, Losses, Term
 from udaseg.methods.self_training import SelfTrainingMethod
+from udaseg.methods.step.imagenet import distance_to
 
 
 @pytest.fixture
@@ -105,5 +106,6 @@ def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> N
     assert set(first) == {"source", "feature_distance"}
     assert first["feature_distance"].item() > 0 and first["feature_distance"].requires_grad
     source = found.student.normalise(b.image)
-    same = found.distance(source, found.frozen[0].stages(source)[-1], b.label)
+    unmoved = found.frozen[0](source)
+    same = distance_to(found.frozen[0], source, unmoved, b.label, found.is_thing, found.p.feature_distance_ratio)
     assert same.item() == 0

@@ -133,7 +133,9 @@ def test_feature_distance_is_that_of_the_context(project: Project) -> None:
     source = method.student.normalise(b.image)
     halved = torch.nn.functional.avg_pool2d(source, 2)
     expected = method.frozen[0].encoder(halved)[-1]  # type: ignore[operator]
-    assert method.distance(source, expected, b.label).item() == 0
+    seen = replace(method.frozen[0](source, boxes=method.box("source", source, 0)), stages=[expected])
+    ratio = method.p.feature_distance_ratio
+    assert distance_to(method.frozen[0], source, seen, b.label, method.is_thing, ratio).item() == 0
     assert next(iter(method.losses(b, 0)))["feature_distance"].item() > 0
 
 
@@ -325,6 +327,7 @@ def on_all_ranks(project: Project) -> Iterator[dict[str, Tensor]]:
 
 SCRIPT = """
 import torch
+from dataclasses import replace
 from pathlib import Path
 from test_two_resolutions import Project, in_double, on_all_ranks
 from udaseg import ranks

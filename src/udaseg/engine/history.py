@@ -11,6 +11,11 @@ from udaseg.artifacts import write_text
 EXACT = ".9g"  # every float32 has its own text
 
 
+def only_looks(column: str) -> bool:
+    """Whether a column tells of looks at the training (scores, labels, gradients), in the rows in which somebody looked, and not of a loss."""
+    return "/" in column
+
+
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """One line for each row; columns in the order in which they first come."""
     columns = list(dict.fromkeys(name for row in history for name in row))

@@ -21,6 +21,7 @@ from udaseg import ranks
 from udaseg.data.prepared import find_prepared
 from udaseg.data.sampling import Pairs, Steps
 from udaseg.engine import checkpoint, compiled, rounds, runtime
+from udaseg.engine.gradients import Gradients
 from udaseg.engine.optim import learning_rate, set_learning_rate
 from udaseg.errors import Interrupted, UserError
 from udaseg.methods import create
@@ -45,6 +46,8 @@ def build(run: Run, device: torch.device) -> Method:
         log.info("training starts from %s", run.pretrained)
     else:
         log.info("training starts from random weights (init: none)")
+    if run.train.nudge:
+        nudge(student, run.train.nudge)
     method = create(run, student)
     if run.train.checkpointing:
         remake(student.encoder)
@@ -55,6 +58,14 @@ def build(run: Run, device: torch.device) -> Method:
     if run.train.compile != "none":
         compiled.compile_parts(method, run.train.compile)
     return method
+
+
+@torch.no_grad()
+def nudge(student: torch.nn.Module, draw: int) -> None:
+    """Move every weight by about 1e-7 of itself, less than two kinds of CPU differ by after a step: how far does that carry a run?"""
+    generator = torch.Generator().manual_seed(draw)
+    for weight in student.parameters():
+        weight.mul_(1 + 1e-7 * torch.randn(weight.shape, generator=generator))
 
 
 class Loop:
@@ -84,6 +95,7 @@ class Loop:
         )  # pseudo-labels of each class since then, of every 16th pixel
         # Set once a loss is not finite; the optimizer then moves nothing, and the next log stops the run.
         self.broken = torch.zeros((), device=device)
+        self.gradients: Gradients | None = None  # in steps in which they are looked at one by one
         self.labels = ""  # hash of the round's labels of the target, where the method labels in rounds
         self.watch: Callable[[Loop, float], None] | None = (
             None  # told of every row of the history, and of images a second
@@ -169,6 +181,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.p.compile == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the last step gave is free
+        look = self.p.gradient_norms and (self.step + 1) % self.p.gradient_norms == 0
+        self.gradients = Gradients(self.method.student) if look else None
         for item in items:
             self.backward(Batch.of(item, self.device))
         ranks.average_gradients(self.parameters)
@@ -195,6 +209,8 @@ class Loop:
                 continue
             total = torch.stack(list(losses.values())).sum() / self.p.accumulate
             self.broken.logical_or_(~total.detach().isfinite())
+            if self.gradients:
+                self.gradients.add(losses, 1 / self.p.accumulate)
             total.backward()
             for name, value in losses.items():
                 value = value.detach() / self.p.accumulate
@@ -257,7 +273,8 @@ class Loop:
         names = sorted(self.sums)
         values = ranks.total(torch.stack([self.sums[name].float() for name in names])) / (ranks.world() * since)
         means = dict(zip(names, values.tolist(), strict=True))
-        self.history.append({"step": self.step, "learning_rate": self.rate, **means})
+        pulls = self.gradients.measured() if self.gradients else {}
+        self.history.append({"step": self.step, "learning_rate": self.rate, **means, **pulls})
         self.sums = {}
         if self.watch:
             with compiled.plain(self.method):  # whole images have other sizes than crops

@@ -243,8 +243,12 @@ class Watcher:
         before = int(loop.history[-2]["step"]) if len(loop.history) > 1 else 0
         if self.validate and every and (loop.step // every > before // every or loop.step == steps):
             row |= self.validate(loop.run, loop.method, loop.device)
-        for line in self.collapse.look(loop.take_found()):
-            log.warning("step %d: %s", loop.step, line)
+        if gone := self.collapse.look(loop.take_found()):
+            log.warning(
+                "step %d: vanished from the teacher's labels: %s; look at train.validate_every, or train with less confidence in rare "
+                "classes",
+                *(loop.step, ", ".join(gone)),
+            )
         if self.curves:
             self.curves.add(row, speed)
         losses = {name: value for name, value in row.items() if name not in ("step", "learning_rate")}
@@ -292,7 +296,7 @@ class Collapse:
         self.gone = [0] * len(classes)
 
     def look(self, counts: Sequence[float]) -> list[str]:
-        """What to say after another window in which the teacher gave so many pixels to each class; nothing without labels."""
+        """Who has vanished, each said once, after another window in which the teacher gave so many pixels to each class."""
         total, said = sum(counts), []
         for k, n in enumerate(counts) if total else ():
             share = n / total
@@ -300,10 +304,7 @@ class Collapse:
             vanished = self.largest[k] >= self.MOST and share < self.LEAST * self.largest[k]
             self.gone[k] = self.gone[k] + 1 if vanished else 0
             if self.gone[k] == self.WINDOWS:
-                said.append(
-                    f"{self.classes[k]} has vanished from the teacher's labels ({100 * self.largest[k]:.1f} % of the pixels at most, now "
-                    f"{100 * share:.2f} %); look at train.validate_every, or train with less confidence in rare classes"
-                )
+                said.append(f"{self.classes[k]} ({100 * self.largest[k]:.1f} % of the pixels at most)")
         return said
 
 

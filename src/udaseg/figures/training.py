@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from udaseg import results
+from udaseg.engine.history import only_looks
 from udaseg.figures.gains import setting
 from udaseg.figures.style import grid, legend_above, lines, note
 from udaseg.params import Params
@@ -59,7 +60,7 @@ def curve(ax: Axes, seeds: list[dict[str, np.ndarray]], name: str, look: dict[st
     """Mean over seeds, and their range where there are several; steps that not every seed has reached are left out."""
     length = min(len(one["step"]) for one in seeds)
     step = seeds[0]["step"][:length]
-    sparse = name.startswith("validation/")
+    sparse = only_looks(name)
     values = np.array([one[name][:length] if sparse else smooth(one[name][:length]) for one in seeds])
     if sparse:  # scored now and then
         scored = np.isfinite(values).any(0)

@@ -37,7 +37,7 @@ from udaseg.losses.segmentation import fp32, nearest_labels, resized
 from udaseg.methods.base import Batch, Host, Losses, Term, stream
 from udaseg.methods.step.pair_views import augmented, running_statistics, to_device, to_grid
 from udaseg.models import Output, Segmenter
-from udaseg.models.heads import over_stages
+from udaseg.models.heads import StageProjection, over_stages
 from udaseg.models.windows import cut_labels
 from udaseg.params import Run
 from udaseg.recipes import pipa as recipe
@@ -66,7 +66,7 @@ class PipaTerm(Term):
         self.stages = len(stages)
         self.window = student.detail_window
         if self.pixel is not None:
-            self.head = ProjectionHead(sum(stages), self.pixel.width)
+            self.head = StageProjection(sum(stages), self.pixel.width)
             if self.released:
                 self.untrained_pixel = nn.Conv2d(sum(stages), self.classes, 1).requires_grad_(False)
         if self.patch is not None:
@@ -185,21 +185,6 @@ class PipaTerm(Term):
         view = torch.arange(2, device=label.device)[:, None]
         for bank, values in ((self.bank, embedding), (self.bank_label, label)):
             bank.copy_(losses.pushed(bank, ranks.gathered(values[image, view, chosen].contiguous()).flatten(0, 2)))
-
-
-class ProjectionHead(nn.Module):
-    """Concatenated stages -> 1x1 convolution, BatchNorm, ReLU -> unit embeddings (A, width) of A chosen cells."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 1)
-        self.bn = nn.BatchNorm2d(channels)
-        self.last = nn.Linear(channels, width)
-
-    def forward(self, stages: list[Tensor], cells: Tensor) -> Tensor:
-        hidden = F.relu(self.bn(over_stages(self.first, stages, align_corners=True))).flatten(2)
-        rows = hidden[cells // hidden.shape[2], :, cells % hidden.shape[2]]
-        return F.normalize(fp32(self.last(rows)), dim=1)
 
 
 TERM = PipaTerm

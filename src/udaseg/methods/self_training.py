@@ -4,7 +4,7 @@ Step: source loss and feature distance to ImageNet on thing classes -> the teach
 ClassMix -> mixed loss -> teacher update. Contrastive terms (one file per paper) hook into the two student passes.
 
 Equations (T1) .., docs/methods/self_training.md, with their numbers in DAFormer:
-(T1), (T7) losses -> models.segmenter Segmenter.loss      (T2), (T3) -> `distance`, losses.segmentation.feature_distance
+(T1), (T7) losses -> models.segmenter Segmenter.loss      (T2), (T3) -> step.imagenet, losses.segmentation.feature_distance
 (T4) pseudo-labels, (T5) q -> methods.mixing.pseudo_labels, confident_share    (T6) ClassMix -> class_mask, paste there
 (T8) teacher -> methods.base.Averaged      (T9) rare class sampling -> data.sampling      (T10) total -> `losses`
 """
@@ -18,17 +18,16 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from udaseg import ranks
 from udaseg.data.sampling import Views
-from udaseg.errors import UserError
-from udaseg.losses.segmentation import cell_labels, feature_distance, fp32
+from udaseg.losses.segmentation import fp32
 from udaseg.methods import load
 from udaseg.methods.base import Averaged, Batch, Losses, Method, Predict, Term, stream
+from udaseg.methods.step import night
 from udaseg.methods.step.augment import strong_augment
 from udaseg.methods.step.crops import best_corner, cut
+from udaseg.methods.step.imagenet import as_imagenet_left_it, distance_to
 from udaseg.methods.step.mixing import class_mask, paste, pseudo_labels, without_border
-from udaseg.methods.step.night import class_weights, day_and_night, static_classes
-from udaseg.models import Segmenter, build_model, load_encoder_weights
+from udaseg.models import Segmenter
 from udaseg.params import Run
 from udaseg.recipes.self_training import SelfTraining
 
@@ -46,22 +45,16 @@ class SelfTrainingMethod(Method):
         self.teacher = Averaged(student, self.p.teacher_horizon, run.train.steps)
         self.terms = nn.ModuleDict({name: load(name, "TERM")(student, run) for name in self.p.terms})
         # in a tuple, so that 80 million frozen weights are neither saved in every restart state nor averaged
-        self.frozen = (self._as_imagenet_left_it(),) if self.p.feature_distance and run.from_imagenet else ()
+        self.frozen = (as_imagenet_left_it(run),) if self.p.feature_distance and run.from_imagenet else ()
         is_thing = torch.zeros(256, dtype=torch.bool)
         is_thing[list(run.classes.things)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
-        self.register_buffer("is_static", static_classes(run.classes.names), persistent=False)
+        self.register_buffer("is_static", night.static_classes(run.classes.names), persistent=False)
         weight = None
         if self.p.day_reference:
             weight = torch.ones(256)
-            weight[: self.classes] = day_reference_weights(run, self.p.day_reference.balance)
+            weight[: self.classes] = night.reference_weights(run, self.p.day_reference.balance)
         self.register_buffer("class_weight", weight, persistent=False)
-
-    def _as_imagenet_left_it(self) -> Segmenter:
-        """The frozen reference of the feature distance (FD), of which the encoder's maps are used."""
-        reference = build_model(self.run.benchmark.model, self.classes)
-        load_encoder_weights(reference, self.run.benchmark.model, "imagenet")
-        return reference.requires_grad_(False).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the frozen encoder along."""
@@ -101,7 +94,10 @@ class SelfTrainingMethod(Method):
         output = self.student(source, boxes=self.box("source", source, step))
         losses = {"source": self.student.loss(output, batch.label, self.class_balanced(batch.label))}
         if self.frozen:
-            losses["feature_distance"] = self.p.feature_distance * self.distance(source, output.stages[-1], batch.label)
+            distance = distance_to(
+                self.frozen[0], source, output, batch.label, self.is_thing, self.p.feature_distance_ratio
+            )
+            losses["feature_distance"] = self.p.feature_distance * distance
         for term in self.each_term():
             losses |= term.on_source(batch, output, step)
         yield losses
@@ -139,10 +135,10 @@ class SelfTrainingMethod(Method):
             assert images is not None
             return fp32(teacher.predict(teacher.normalise(images), (images.shape[-2], images.shape[-1]))).softmax(dim=1)
 
-        night, reference = of(batch.target), self.p.day_reference
+        seen, reference = of(batch.target), self.p.day_reference
         if reference is None or self.class_weight is None:
-            return night
-        both = day_and_night(of(batch.reference), night, self.is_static, reference.confident, reference.weight)
+            return seen
+        both = night.day_and_night(of(batch.reference), seen, self.is_static, reference.confident, reference.weight)
         return both * self.class_weight[: self.classes, None, None]
 
     def crop_target(self, batch: Batch) -> None:
@@ -188,17 +184,6 @@ class SelfTrainingMethod(Method):
         common = stream(seed, f"{purpose} of all", step) if alike else None
         return strong_augment(images, gates, rngs, p.jitter, p.blur, common)
 
-    def distance(self, source: Tensor, features: Tensor, label: Tensor) -> Tensor:
-        """Feature distance to ImageNet on cells of thing classes: (T2), (T3)."""
-        with torch.no_grad():
-            reference = self.frozen[0].stages(source)[-1]
-            cells = cell_labels(
-                label, (features.shape[-2], features.shape[-1]), self.classes, self.p.feature_distance_ratio
-            )
-            mask = self.is_thing[cells]
-            cells_per_rank = ranks.total(mask.sum()) / ranks.world()
-        return feature_distance(features, reference, mask, cells_per_rank)
-
     def after_step(self, step: int) -> None:
         # t = step + 1: the teacher that labels the next step has seen this one (t = 0 is the copy it was built as)
         self.teacher.update(self.student, step + 1)
@@ -210,28 +195,7 @@ class SelfTrainingMethod(Method):
 
     @staticmethod
     def test_views(run: Run, student: Segmenter) -> dict[str, Predict]:
-        """With a day reference, SePiCo's released test: class weights on the probabilities."""
-        reference = typing.cast(SelfTraining, run.method).day_reference
-        if reference is None:
-            return {}
-        log_weights = day_reference_weights(run, reference.test_balance).log()[:, None, None]
-
-        def weighted(images: Tensor, size: tuple[int, int]) -> Tensor:
-            return student.predict(images, size).log_softmax(dim=1) + log_weights.to(images)
-
-        return {"class_weighted": weighted}
-
-
-def day_reference_weights(run: Run, strength: float) -> Tensor:
-    """(K,) class weights of the recipe's frequencies. Raises UserError where these belong to other classes."""
-    reference = typing.cast(SelfTraining, run.method).day_reference
-    assert reference is not None
-    if len(reference.frequency) != len(run.classes):
-        raise UserError(
-            f"params.yaml: methods.{run.method_name}.day_reference.frequency: found {len(reference.frequency)} values, "
-            f"expected one for each of the {len(run.classes)} classes of {run.benchmark_name}"
-        )
-    return class_weights(reference.frequency, strength)
+        return night.test_views(run, student)
 
 
 METHOD = SelfTrainingMethod

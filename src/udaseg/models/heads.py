@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.losses.segmentation import resized
+from udaseg.losses.segmentation import fp32, resized
 
 
 class ConvBN(nn.Module):
@@ -136,6 +136,21 @@ def over_stages(convolution: nn.Conv2d, stages: Sequence[Tensor], *, align_corne
         part = F.conv2d(stage, weight)
         total = total + resized(part, (total.shape[-2], total.shape[-1]), align_corners=align_corners)
     return total
+
+
+class StageProjection(nn.Module):
+    """Concatenated stages -> 1x1 convolution, BatchNorm, ReLU -> unit embeddings (A, width) of A cells, numbered over (B, h, w)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.last = nn.Linear(channels, width)
+
+    def forward(self, stages: Sequence[Tensor], cells: Tensor) -> Tensor:
+        hidden = F.relu(self.bn(over_stages(self.first, stages, align_corners=True)))
+        rows = hidden.transpose(0, 1).flatten(1).index_select(1, cells).mT
+        return F.normalize(fp32(self.last(rows)), dim=1)
 
 
 def _init_classifier(conv: nn.Module) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from udaseg import ranks
 from udaseg.artifacts import MODEL, RECORD, read_record, run_lock, write_json
 from udaseg.engine import provenance, runtime
-from udaseg.engine.history import EXACT
+from udaseg.engine.history import EXACT, only_looks
 from udaseg.engine.optim import build_optimizer
 from udaseg.engine.provenance import HISTORY, SCHEME
 from udaseg.engine.trainer import Loop, build
@@ -197,10 +197,7 @@ def enough(rows: list[dict[str, str]], steps: int) -> tuple[int, tuple[str, ...]
 
 def read_history(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as handle:
-        rows = [
-            {name: text for name, text in row.items() if not name.startswith("validation/")}
-            for row in csv.DictReader(handle)
-        ]
+        rows = [{name: text for name, text in row.items() if not only_looks(name)} for row in csv.DictReader(handle)]
     if not rows or "step" not in rows[0]:
         raise UserError(f"{path}: damaged, found no step in it; only a whole history can be compared")
     return rows
