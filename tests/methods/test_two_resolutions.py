@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from udaseg.methods.base import Batch, Method
 from udaseg.methods.cluda import CludaTerm
 from udaseg.methods.pipa import PipaTerm, to_grid
 from udaseg.methods.self_training import SelfTrainingMethod
+from udaseg.methods.step.imagenet import distance_to
 from udaseg.models import Output, build_model
 from udaseg.models.hrda import HrdaSegmenter
 
