@@ -198,9 +198,9 @@ def counts(run: Run, folder: Path) -> np.ndarray:
     return np.array([[cells.get((actual, predicted), 0) for predicted in names] for actual in (*names, OTHER)])
 
 
-def image_scores(run: Run) -> dict[str, float]:
-    """mIoU of each image of the first evaluation set, in its order; NaN without a scored pixel."""
-    path = run.folder / "images.csv"
+def image_scores(run: Run, folder: Path | None = None) -> dict[str, float]:
+    """mIoU of each image of the first evaluation set, in its order; NaN without a scored pixel. In `folder`, or the run's own."""
+    path = (folder or run.folder) / "images.csv"
     found = rows(path, run, "evaluate", ("image", "miou", "pixel_accuracy"))
     try:
         for row in found:
@@ -209,7 +209,7 @@ def image_scores(run: Run) -> dict[str, float]:
     except ValueError as error:
         raise wrong(path, error, run, "evaluate") from None
     scores = {cell_text(row["image"]): number(row["miou"]) for row in found}
-    images = metrics(run)["images"]
+    images = metrics(run, folder or run.folder)["images"]
     if not len(scores) == len(found) == images:
         raise wrong(path, f"{len(found)} rows of {len(scores)} images, metrics.json has {images}", run, "evaluate")
     return scores

@@ -265,3 +265,34 @@ def test_classes_that_a_spreadsheet_would_run(make_params: MakeParams) -> None:
 
 def test_table_of_no_methods_with_a_value() -> None:
     assert tables.score(None) == tables.gain(None) == "-"
+
+
+def test_bootstrap_over_images_is_paired_and_counts_images_not_seeds() -> None:
+    base = {0: {f"i{k}": float(k) for k in range(40)}, 1: {f"i{k}": float(k) + 1 for k in range(40)}}
+    better = {seed: {name: value + 5 for name, value in found.items()} for seed, found in base.items()}
+    # images differ by 40 points among themselves, but each by 5 from its partner
+    assert compare.resampled(better, base) == {"mean": 5.0, "n": 40, "ci95": [5.0, 5.0]}
+    mixed = {0: {f"i{k}": k + (10.0 if k % 2 else -10.0) for k in range(40)}}
+    found = compare.resampled(mixed, base)
+    assert found is not None and found["mean"] == 0.0
+    # 40 draws of +-10: standard error 10 / sqrt(40) = 1.58, times 1.96 = 3.1
+    assert found["ci95"] == pytest.approx([-3.1, 3.1], abs=0.6)
+    assert compare.resampled(mixed, base) == found  # the same draws every time
+    less = {name: value for name, value in base[0].items() if name != "i0"}
+    assert compare.resampled({0: less}, base) is None  # other images
+    assert compare.resampled({2: base[0]}, base) is None  # no seed in common
+    hidden = {0: base[0] | {"i0": float("nan")}}  # no scored pixel in it
+    assert compare.resampled(hidden, base) == {"mean": 0.0, "n": 39, "ci95": [0.0, 0.0]}
+
+
+def test_images_stand_beside_seeds_where_they_are_kept(make_params: MakeParams) -> None:
+    three_seeds()
+    for method, gap in (("self_training", 0), ("oracle", 10)):
+        home = FOLDER / method / "seed0"
+        metrics = json.loads((home / "metrics.json").read_text())
+        rows = [f"i{k},{30 + gap + k / 100},50" for k in range(metrics["images"])]
+        (home / "images.csv").write_text("\n".join(["image,miou,pixel_accuracy", *rows]) + "\n")
+    text = compare.compare_benchmark(make_params(), "streets")
+    methods = summary()["methods"]
+    assert methods["oracle"]["images"]["mean"] == 10.0 and methods["source_only"]["images"] is None
+    assert "of images [95 %]" in text and "+10.00 [+10.00, +10.00]" in text and "paired bootstrap" in text

@@ -1,7 +1,7 @@
 """Compare the methods of a benchmark over seeds, beside published numbers; copy the scores of the selected method.
 
-Gains are paired: for each seed the difference to `self_training` of the same seed. Intervals are 95 % of Student's t; one
-seed gives none.
+Gains are paired: for each seed the difference to `self_training` of the same seed. Intervals are 95 % of Student's t over seeds; one
+seed gives none. Beside them stands a paired bootstrap over the test images, where the scores of each are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from udaseg.params import Params, Run
 REFERENCE = "self_training"
 SELECTED = Path("results/selected")
 REFERENCES = Path("results/reference")
+RESAMPLES = 2000  # of the test images
 Scores = dict[int, dict[str, Any]]  # seed -> metrics.json
+Images = dict[int, dict[str, float]]  # seed -> image -> mIoU
 
 
 def compare_benchmark(p: Params, benchmark: str, *, reference: bool = False) -> str:
@@ -61,6 +63,10 @@ def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dic
         method: {seed: read_metrics(home, p.resolve(benchmark, method, seed)) for seed in numbers}
         for method, numbers in seeds.items()
     }
+    images = {
+        method: {seed: found for seed in numbers if (found := read_images(home, p.resolve(benchmark, method, seed)))}
+        for method, numbers in seeds.items()
+    }
     base = scores.get(REFERENCE)
     old = superseded(benchmark) if reference else {}
     summary = {
@@ -71,6 +77,7 @@ def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dic
         "methods": {
             method: summarise(metrics, None if method == REFERENCE else base)
             | {"over_off": paired(metrics, scores.get(twin(p, benchmark, method, list(scores)) or ""))}
+            | {"images": None if method == REFERENCE else resampled(images[method], images.get(REFERENCE, {}))}
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
             | ({"superseded": old[method]} if method in old else {})
             for method, metrics in scores.items()
@@ -168,6 +175,12 @@ def read_metrics(home: Path, run: Run) -> dict[str, Any]:
     return results.metrics(run, home / run.method_name / f"seed{run.seed}")
 
 
+def read_images(home: Path, run: Run) -> dict[str, float]:
+    """mIoU of each test image; nothing where it is not kept, as with some committed runs."""
+    folder = home / run.method_name / f"seed{run.seed}"
+    return results.image_scores(run, folder) if (folder / "images.csv").exists() else {}
+
+
 def summarise(seeds: Scores, reference: Scores | None) -> dict[str, Any]:
     """One method over its seeds. All in percent; `gain` is None without a reference.
 
@@ -210,6 +223,29 @@ def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:
         return None
     pairs = [metrics["miou"] - reference[seed]["miou"] for seed, metrics in seeds.items() if seed in reference]
     return spread(pairs) | {"p": paired_p(pairs)} if pairs else None
+
+
+def resampled(ours: Images, reference: Images) -> dict[str, Any] | None:
+    """How far other test images would move a gain: paired bootstrap over images (percentiles), the seeds as they are.
+
+    The mean over images of the difference of their mIoU, which is another number than the gain of the mIoU over all pixels.
+    None without two images that runs of one seed share.
+    """
+    import numpy as np
+
+    seeds = sorted(seed for seed in ours if ours[seed].keys() == reference.get(seed, {}).keys())
+    if not seeds:
+        return None
+    names = list(ours[seeds[0]])
+    if any(ours[seed].keys() != ours[seeds[0]].keys() for seed in seeds):
+        return None
+    gaps = np.array([[ours[seed][name] - reference[seed][name] for name in names] for seed in seeds]).mean(0)
+    gaps = gaps[np.isfinite(gaps)]  # an image without a scored pixel
+    if len(gaps) < 2:
+        return None
+    draws = np.random.default_rng(0).integers(len(gaps), size=(RESAMPLES, len(gaps)))
+    low, high = np.percentile(gaps[draws].mean(1), [2.5, 97.5])
+    return {"mean": mean(gaps.tolist()), "n": len(gaps), "ci95": [round(float(low), 4), round(float(high), 4)]}
 
 
 def mean(values: Sequence[float]) -> float:

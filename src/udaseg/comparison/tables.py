@@ -24,12 +24,14 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
     other = sorted({name for block in blocks.values() for name in block["other"]})
     shown = [plain(name) for name in other]
     twins = any(block["over_off"] for block in blocks.values())
+    images = any(block.get("images") for block in blocks.values())
     notes: list[str] = []
     header = [
         "method",
         "mIoU",
         "gain [95 %]",
         *(["over its twin"] if twins else []),
+        *(["of images [95 %]"] if images else []),
         *(f"mIoU{key.removeprefix('miou')}" for key in extra),
         *shown,
         "published",
@@ -40,6 +42,7 @@ def markdown(summary: dict[str, Any], p: Params) -> str:
             score(block["miou"]),
             "reference" if method == summary["reference"] else gain(block["gain"]),
             *([gain(block["over_off"])] if twins else []),
+            *([gain(block.get("images"))] if images else []),
             *(score(block.get(key)) for key in extra),
             *(score(block["other"].get(name, {}).get("miou")) for name in other),
             paper(block["published"], test_split(p, summary["benchmark"]), notes),
@@ -116,6 +119,11 @@ def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
         text += f" Gain: paired difference to {summary['reference']} of the same seed."
     if any(block["over_off"] for block in summary["methods"].values()):
         text += " Twin: the same recipe without contrast; a dash where none was trained."
+    if any(block.get("images") for block in summary["methods"].values()):
+        text += (
+            " Of images: that difference for each test image, its mean, and 95 % of a paired bootstrap over the images: how far other "
+            "images would move it, not other seeds."
+        )
     if old := sorted({block["superseded"] for block in summary["methods"].values() if "superseded" in block}):
         text += f" {MARK.strip()} made before correction {' or '.join(old)} (CHANGELOG.md), to be made again."
     if notes:

@@ -27,7 +27,7 @@ def import_run(params: Params, folder: Path, *, reference: bool) -> Path:
     Args:
         params: params.yaml of this checkout.
         folder: a run's folder, as `udaseg train` and `evaluate` leave it.
-        reference: take the committed records alone (metrics.json, run.json, history.csv; analysis.json if it is there).
+        reference: take the committed records alone (metrics.json, run.json, history.csv; analysis.json and images.csv if they are there).
 
     Raises:
         UserError: a file is missing or damaged; the run was made with other parameters, code or data than those of this
@@ -47,7 +47,7 @@ def import_run(params: Params, folder: Path, *, reference: bool) -> Path:
     same_hashes(folder, made, run, reference=reference)
     check_files(run, folder)
     if reference:
-        measured = ("analysis.json",) if (folder / "analysis.json").is_file() else ()
+        measured = tuple(name for name in ("analysis.json", "images.csv") if (folder / name).is_file())
         return copied(folder, Path("results/reference", *run.folder.parts[1:]), (*wanted, *measured))
     homes = [run.folder]
     if run.kind == "source_only" and not run.pretrained.exists():
@@ -80,6 +80,8 @@ def check_files(run: Run, folder: Path) -> None:
         results.history(run, folder)
         if (folder / "analysis.json").exists():
             results.analysis(run, folder)
+        if (folder / "images.csv").exists():
+            results.image_scores(run, folder)
     except UserError as error:
         raise UserError(f"{error} where {folder} was made") from None
 
