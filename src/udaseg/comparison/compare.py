@@ -77,7 +77,7 @@ def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dic
         "methods": {
             method: summarise(metrics, None if method == REFERENCE else base)
             | {"over_off": paired(metrics, scores.get(twin(p, benchmark, method, list(scores)) or ""))}
-            | {"images": None if method == REFERENCE else resampled(images[method], images.get(REFERENCE, {}))}
+            | ({"images": found} if (found := of_images(method, images)) else {})
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
             | ({"superseded": old[method]} if method in old else {})
             for method, metrics in scores.items()
@@ -223,6 +223,10 @@ def paired(seeds: Scores, reference: Scores | None) -> dict[str, Any] | None:
         return None
     pairs = [metrics["miou"] - reference[seed]["miou"] for seed, metrics in seeds.items() if seed in reference]
     return spread(pairs) | {"p": paired_p(pairs)} if pairs else None
+
+
+def of_images(method: str, images: dict[str, Images]) -> dict[str, Any] | None:
+    return None if method == REFERENCE else resampled(images[method], images.get(REFERENCE, {}))
 
 
 def resampled(ours: Images, reference: Images) -> dict[str, Any] | None:
