@@ -77,7 +77,7 @@ def summarised(p: Params, benchmark: str, *, reference: bool) -> tuple[Path, dic
         "methods": {
             method: summarise(metrics, None if method == REFERENCE else base)
             | {"over_off": paired(metrics, scores.get(twin(p, benchmark, method, list(scores)) or ""))}
-            | ({"images": found} if (found := of_images(method, images)) else {})
+            | ({"images": over} if (over := of_images(method, images)) else {})
             | {"published": published.lookup(method, benchmark, p.benchmarks[benchmark])}
             | ({"superseded": old[method]} if method in old else {})
             for method, metrics in scores.items()
