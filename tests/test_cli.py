@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import subprocess
 import sys
 
@@ -16,12 +17,19 @@ STEPS = next(a for a in cli.make_parser()._actions if isinstance(a, argparse._Su
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_step_has_help_with_an_example(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_has_help_with_an_example_in_80_columns(
+    step: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         cli.main([step, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert f"example: udaseg {step}" in " ".join(text.split())
+    assert f"example: udaseg {step}" in text and max(map(len, text.splitlines())) <= 80
+    lines = text.partition("\noptions:\n")[2].partition("\n\n")[0].splitlines()
+    for k, line in enumerate(lines):  # each option says what it is, beside it or in the next line
+        if re.match("  -", line):
+            assert "  " in line.strip() or "".join(lines[k + 1 : k + 2]).startswith(" " * 10), line
 
 
 def test_the_overview_has_every_step_once_in_a_group_and_fits_80_columns(

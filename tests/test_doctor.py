@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from tiny_project import Project
-from udaseg.doctor import doctor
+from udaseg.doctor import Finding, doctor, show
 from udaseg.workflow import bridges, guard, lease
 
 MARKS = re.compile(r"^(ok|note|problem) +(.*)")
@@ -25,6 +25,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "pool", list)
     monkeypatch.setenv(guard.OFF, "off")
     monkeypatch.delenv("UDASEG_MIRROR", raising=False)
+
+
+def test_lines_are_as_wide_as_the_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = {}
+    for columns in (80, 120, 400):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(Finding("note", "many words " * 40, "a command " * 30))
+        longest[columns] = max(map(len, capsys.readouterr().out.splitlines()))
+    assert 70 < longest[80] <= 80 < 110 < longest[120] == longest[400] <= 120
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str, str]]:

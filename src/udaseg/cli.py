@@ -42,6 +42,8 @@ EXTRAS = {
     **dict.fromkeys(("snakemake", "dvc"), "workflow"),
 }
 
+OF_PARAMS = {name: f"a name under `{name}s:` in params.yaml" for name in ("benchmark", "method")}
+
 
 # What the steps begin with importing; those of the workflow can be handed to a process that has it (workflow/warm.py).
 IMPORTS = {
@@ -60,6 +62,13 @@ class Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class Help(argparse.HelpFormatter):
+    """Wraps what is prose; an example stays one line, to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example: ") else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -584,7 +593,9 @@ def make_parser() -> Parser:
 
     def add(name: str, call: object, text: str, example: str) -> Parser:
         texts[name] = text
-        sub = steps.add_parser(name, description=text, epilog=f"example: udaseg {name} {example}")
+        sub = steps.add_parser(
+            name, description=text, epilog=f"example: udaseg {name} {example}".rstrip(), formatter_class=Help
+        )
         sub.set_defaults(call=call)
         return sub
 
@@ -593,10 +604,10 @@ def make_parser() -> Parser:
         return sub
 
     def with_run(sub: Parser, method: bool = True, required: bool = True) -> Parser:
-        sub.add_argument("--benchmark", required=required)
+        sub.add_argument("--benchmark", required=required, help=OF_PARAMS["benchmark"])
         if method:
-            sub.add_argument("--method", required=required)
-        sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0)
+            sub.add_argument("--method", required=required, help=OF_PARAMS["method"])
+        sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="of the run (default: 0)")
         return with_params(sub)
 
     sub = with_params(
@@ -641,12 +652,12 @@ def make_parser() -> Parser:
             "evaluate",
             evaluate,
             "Score a trained model on the benchmark's test images.",
-            "--benchmark streets --method oracle, or --model FILE: udaseg evaluate --model published.safetensors --benchmark gta2cityscapes",
+            "--benchmark streets --method oracle\n         udaseg evaluate --benchmark gta2cityscapes --model model.safetensors",
         )
     )
-    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--benchmark", required=True, help=OF_PARAMS["benchmark"])
     sub.add_argument("--method", help="with --model: whose published number and runs stand beside it")
-    sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0)
+    sub.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="of the run (default: 0)")
     sub.add_argument("--model", help="a model file, scored as it is into results/published/")
     sub.add_argument("--name", help="with --model: of its folder there (default: the file's)")
     with_run(
@@ -665,16 +676,16 @@ def make_parser() -> Parser:
             "--benchmark streets",
         )
     )
-    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--benchmark", required=True, help=OF_PARAMS["benchmark"])
     sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
     sub = with_params(add("table", table, "Print the comparison of a benchmark's methods.", "streets"))
     sub.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help="default: all of `run.benchmarks`")
     sub.add_argument("--reference", action="store_true", help="of what lies in results/reference/ (committed)")
     sub = with_params(add("figure", figure, "Draw one figure of a benchmark, or all.", "tsne --benchmark streets"))
     sub.add_argument("name", nargs="?", type=one_of(*FIGURES), metavar="NAME", help=f"one of {', '.join(FIGURES)}")
-    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--benchmark", required=True, help=OF_PARAMS["benchmark"])
     sub = with_params(add("report", report, "Write the benchmark's page: one HTML file.", "--benchmark streets"))
-    sub.add_argument("--benchmark", required=True)
+    sub.add_argument("--benchmark", required=True, help=OF_PARAMS["benchmark"])
     with_params(add("select", select, "Copy the scores of the selected method to results/selected/.", ""))
 
     sub = add(
@@ -785,7 +796,7 @@ def make_parser() -> Parser:
         "submit",
         submit,
         "Label the test images of a benchmark server and pack them as it wants them.",
-        "model.safetensors data/raw/cityscapes/leftImg8bit/test --server cityscapes --out submission.zip",
+        "model.safetensors data/raw/cityscapes/leftImg8bit/test \\\n         --server cityscapes --out submission.zip",
     )
     sub.add_argument("model", help="a model.safetensors of this program")
     sub.add_argument("images", help="folder with the test images")
@@ -811,7 +822,7 @@ def make_parser() -> Parser:
         "bench",
         bench,
         "Throughput and memory of a run's parts, or of each loss against its plain form, as JSON; what runs will take of a GPU.",
-        "--benchmark streets --method self_training, or: udaseg bench losses, or: udaseg bench plan",
+        "--benchmark streets --method self_training\n         udaseg bench losses\n         udaseg bench plan",
     )
     sub.add_argument(
         "what",

@@ -32,7 +32,7 @@ from udaseg.errors import UserError
 from udaseg.params import LICENSED, Dataset, Params, Use, uses
 from udaseg.workflow import altered, bridges, guard, lease, plan
 
-WIDTH = 80
+WIDTH = (60, 80, 120)  # columns at least, where nobody knows, and at most
 INSTALL = "python -m pip install --no-deps --require-hashes -r requirements.lock"
 LEAST_MEMORY = 4e9  # measured: 1 to 1.5 GB for one training of a small network on the CPU
 LEAST_DISK = 1e9
@@ -50,7 +50,7 @@ class Finding:
 
 
 def doctor(path: Path) -> int:
-    """Print what was found, for people, in 80 columns.
+    """Print what was found, for people, as wide as the screen.
 
     Returns:
         0 where nothing is a problem, else 1.
@@ -94,10 +94,12 @@ def findings(check: Callable[..., Iterator[Finding]], *of: Params) -> list[Findi
 
 def show(finding: Finding) -> str:
     indent = " " * 9
+    least, usual, most = WIDTH
+    width = min(max(shutil.get_terminal_size((usual, 24)).columns, least), most)
     print(
         textwrap.fill(
             " ".join(finding.text.split()),
-            WIDTH,
+            width,
             initial_indent=f"{finding.mark:<9}",
             subsequent_indent=indent,
             break_long_words=False,
@@ -108,7 +110,7 @@ def show(finding: Finding) -> str:
         print(
             textwrap.fill(
                 finding.do,
-                WIDTH,
+                width,
                 initial_indent=f"{indent}-> ",
                 subsequent_indent=f"{indent}   ",
                 break_long_words=False,
