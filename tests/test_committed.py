@@ -17,7 +17,7 @@ import yaml
 
 from tiny_project import ROOT
 from udaseg import params
-from udaseg.comparison import compare
+from udaseg.comparison import compare, evidence
 from udaseg.evaluation import headline
 from udaseg.recipes import papers
 
@@ -74,7 +74,7 @@ def test_committed_headlines_are_those_of_the_scores_beside_them() -> None:
 
 
 def block(name: str) -> str:
-    page = "README.md" if name == "demo table" else "docs/results.md"
+    page = {"demo": "README.md", "evidence": "docs/evidence.md"}.get(name.split()[0], "docs/results.md")
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", (ROOT / page).read_text(), re.S)
     assert found, f"{page} has no block {name}"
     return found[1].strip()
@@ -100,9 +100,12 @@ def test_reference_summaries_and_the_page_show_the_reference_results(
     shutil.copytree(folder, copy)
     shutil.copy(ROOT / "results/reference/superseded.yaml", copy.parent)
     compare.compare_benchmark(params.load(ROOT / "params.yaml"), folder.name, reference=True)
-    for name in ("summary.json", "summary.csv", "summary.md"):
+    told = evidence.write_evidence(params.load(ROOT / "params.yaml"), folder.name).split("\n", 1)[1].strip()
+    for name in ("evidence.json", "evidence.md", "summary.json", "summary.csv", "summary.md"):
         text = (folder / name).read_text()
         assert text == (copy / name).read_text(), f"{folder / name}: run `udaseg compare --reference` again"
+    if told:
+        assert block(f"evidence {folder.name}") == told
     name = "demo table" if folder.name == "streets" else f"reference {folder.name}"
     assert block(name) == text.split("\n", 1)[1].strip()
 

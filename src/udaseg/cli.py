@@ -335,6 +335,12 @@ def compare(args: argparse.Namespace) -> None:
     p = params.load(args.params)
     lookup(p.benchmarks, args.benchmark, "benchmark")
     print(step.compare_benchmark(p, args.benchmark, reference=args.reference))
+    if args.reference:
+        from udaseg.comparison import evidence
+        from udaseg.figures import draw
+
+        print(evidence.write_evidence(p, args.benchmark))
+        print(*draw.draw_evidence(p, args.benchmark), sep="\n")
 
 
 def table(args: argparse.Namespace) -> None:
