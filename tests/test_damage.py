@@ -151,8 +151,10 @@ def test_verify_says_what_holds_and_what_does_not(scored: Project, say: Say) -> 
 
     forge(metrics, miou=77.7)
     wrong("numbers", "miou: found 77.7")
+    forge(HOME / "headline.json", miou=77.7)
+    wrong("numbers", "headline.json: damaged (other numbers than in metrics.json beside it)")
     # all that lies beside the scores is forged alike: only the model tells
-    for name in ("confusion.csv", "iou.json"):
+    for name in ("confusion.csv", "iou.json", "headline.json"):
         (HOME / name).unlink()
     found = json.loads(metrics.read_text())
     iou = {name: 50.0 for name in found["iou"]}
