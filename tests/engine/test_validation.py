@@ -58,6 +58,8 @@ def test_a_class_that_vanishes_is_named_once() -> None:
     assert look([100, 0, 0]) == ["train (10.0 % of the pixels at most)"]
     assert look([100, 0, 0]) == []
     assert look([90, 10, 0]) == look([100, 0, 0]) == look([90, 5, 5]) == []
+    assert look([100, 0, 0]) == look([100, 0, 0]) == []
+    assert look([100, 0, 0]) == ["sky (5.0 % of the pixels at most)"]  # train, which is gone once more, was named
 
 
 def test_gradients_move_no_number_and_tell_of_each_loss(project: Project) -> None:

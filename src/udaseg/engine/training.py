@@ -294,6 +294,7 @@ class Collapse:
         self.classes = classes
         self.largest = [0.0] * len(classes)
         self.gone = [0] * len(classes)
+        self.named: set[int] = set()  # once in a run, also one that has come back and gone again
 
     def look(self, counts: Sequence[float]) -> list[str]:
         """Who has vanished, each said once, after another window in which the teacher gave so many pixels to each class."""
@@ -303,7 +304,8 @@ class Collapse:
             self.largest[k] = max(self.largest[k], share)
             vanished = self.largest[k] >= self.MOST and share < self.LEAST * self.largest[k]
             self.gone[k] = self.gone[k] + 1 if vanished else 0
-            if self.gone[k] == self.WINDOWS:
+            if self.gone[k] == self.WINDOWS and k not in self.named:
+                self.named.add(k)
                 said.append(f"{self.classes[k]} ({100 * self.largest[k]:.1f} % of the pixels at most)")
         return said
 
