@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from tiny_project import ROOT
-from udaseg import cli
+from udaseg import arguments, cli, commands
 
-STEPS = next(a for a in cli.make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+STEPS = next(a for a in arguments.make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -35,7 +35,7 @@ def test_every_step_has_help_with_an_example_in_80_columns(
 def test_the_overview_has_every_step_once_in_a_group_and_fits_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(STEPS)
+    assert sorted(name for names in arguments.GROUPS.values() for name in names) == sorted(STEPS)
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -110,7 +110,7 @@ def test_a_size_has_a_limit(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_steps_that_need_no_network_import_none() -> None:
     """torch, timm, Snakemake and DVC take seconds to import, in every job."""
     modules = (
-        "cli params artifacts data.prepare data.prepared comparison.compare workflow.why workflow.plan engine.provenance identity figures.draw report.report workflow.bridges "
+        "cli arguments commands params artifacts data.prepare data.prepared comparison.compare workflow.why workflow.plan engine.provenance identity figures.draw report.report workflow.bridges "
         "workflow.lease workflow.publish doctor deploy.target"
     )
     code = (
@@ -150,7 +150,7 @@ def test_what_the_machine_refuses_is_one_line(
     def refuse(args: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "train", refuse)
+    monkeypatch.setattr(commands, "train", refuse)
     assert cli.main(["train", "--benchmark", "streets", "--method", "oracle"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("udaseg train: ") and line in said
@@ -161,7 +161,7 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(args: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(cli, "train", wrong)
+    monkeypatch.setattr(commands, "train", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["train", "--benchmark", "streets", "--method", "oracle"])
 

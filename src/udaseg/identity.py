@@ -24,7 +24,10 @@ PACKAGE = __package__ or "udaseg"
 # What is imported by a step with numbers, but counts by its values: the blocks of params.yaml, typed.
 BY_VALUE = ("params", "checking", "recipes", "yaml12")
 # What records and shows: no module that decides a number imports it.
-RECORDING = ("__init__", "__main__", "cli", "progress", "engine.training", "engine.provenance", "engine.curves")
+RECORDING = (
+    *("__init__", "__main__", "cli", "arguments", "commands", "progress"),
+    *("engine.training", "engine.provenance", "engine.curves"),
+)
 # Where each step's closure begins. A method's modules are imported by name while a step runs: `code` is told which.
 STEPS = {
     "prepare": ("data.prepare",),
