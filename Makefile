@@ -65,7 +65,7 @@ check: $(VENV)/installed
 	@$(BIN)/mypy
 
 test: check
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 quick: $(VENV)/installed
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 $(QUICK)

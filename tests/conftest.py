@@ -71,6 +71,24 @@ def project(make_project: Callable[[str], Project]) -> Project:
     return make_project("project")
 
 
+# Files of minutes, whose tests share what is dear to make and so stay on one worker: first, that none is left alone at the end.
+LONG = (
+    "workflow/test_ledgers.py",  # makes the finished repository for all of tests/workflow
+    "drill/test_drill.py",
+    "engine/test_training.py",
+    "workflow/test_interruptions.py",
+    "workflow/test_edits.py",
+    "methods/test_on_ranks.py",
+    "bench/test_fake.py",
+    "fuzz/test_fuzz.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Where UDASEG_STRICT_SKIPS is set (CI), a skipped test fails the run unless it waits for CUDA."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

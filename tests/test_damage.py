@@ -43,6 +43,7 @@ def say(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> 
 def scored(project: Project, say: Say) -> Project:
     """One run, trained from scratch, scored, analysed and compared."""
     project.set("benchmarks/streets/init", {"default": "none"})
+    project.set("benchmarks/streets/model/backbone", "resnet10t")
     project.set("run/methods", ["self_training"])
     project.set("select/method", "self_training")
     for step in ("train", "evaluate", "analyse"):

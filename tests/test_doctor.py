@@ -74,6 +74,7 @@ def test_what_is_missing_is_named_with_what_to_do(
     project.set("benchmarks/streets/evaluate", ["mine/train"])
     project.set("datasets/mine", {"format": "folder", "root": "nowhere"})
     project.set("benchmarks/streets/init", {})
+    project.set("benchmarks/streets/model/backbone", "resnet10t")
     project.set("benchmarks/streets/model/weights", "resnet10t.of_mine")
     project.set("run/device", "cuda")
     project.set("run/threads", 4096)
@@ -105,6 +106,7 @@ def test_weights_are_looked_for_and_not_fetched(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project.folder / "hub"))
     project.set("benchmarks/streets/init", {})
+    project.set("benchmarks/streets/model/backbone", "resnet10t")
     project.set("benchmarks/streets/model/weights", "timm:c3_in1k")
     assert doctor(Path("params.yaml")) == 0
     mark, text, do = one(told(capsys), "weights of streets")

@@ -248,6 +248,7 @@ def weights_of_another_shape(project: Project, patch: pytest.MonkeyPatch) -> lis
 
     save_file(timm.create_model("resnet18").state_dict(), "other.safetensors")
     project.set("benchmarks/streets/init", {"default": "imagenet"})
+    project.set("benchmarks/streets/model/backbone", "resnet10t")
     project.set("benchmarks/streets/model/weights", "other.safetensors")
     return TRAIN
 

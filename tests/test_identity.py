@@ -175,15 +175,43 @@ def test_a_file_that_is_missing_or_broken_has_an_identity_too(package: Path) -> 
     assert "late.py" not in identity.closure("step")
 
 
+LOADED = """
+import json, os, sys
+import matplotlib.pyplot, openTSNE, scipy.ndimage, seaborn, sklearn.metrics, timm, torchvision
+assert not [name for name in sys.modules if name.startswith("udaseg")]
+for step, modules in json.loads(sys.argv[1]).items():
+    sys.stdout.flush()
+    if os.fork() == 0:
+        for module in modules:
+            __import__(module)
+        print(step, *(name for name in sys.modules if name.startswith("udaseg.")), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, step
+os._exit(0)
+"""
+
+
+def named(step: str) -> list[str]:
+    """What the step loads by name."""
+    return [f"methods.{name}" for name in papers()] if step in ("train", "evaluate") else []
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Step -> modules of this package that Python really loads for it, each in a process that has loaded none before."""
+    modules = {step: [f"udaseg.{m}" for m in (*roots, *named(step))] for step, roots in identity.STEPS.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, json.dumps(modules)], capture_output=True, text=True, check=True
+    )
+    return {step: found for step, *found in map(str.split, done.stdout.splitlines())}
+
+
 @pytest.mark.parametrize("step", [*identity.STEPS])
-def test_a_step_imports_nothing_that_its_identity_lacks(step: str) -> None:
+def test_a_step_imports_nothing_that_its_identity_lacks(step: str, loaded: dict[str, list[str]]) -> None:
     """What Python really loads, for each paper where the step loads papers by name."""
-    named = [f"methods.{name}" for name, paper in papers().items()] if step in ("train", "evaluate") else []
-    modules = [f"udaseg.{module}" for module in (*identity.STEPS[step], *named)]
-    program = "import sys, " + ", ".join(modules) + "\nprint(*(n for n in sys.modules if n.startswith('udaseg.')))"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    found = identity.code(step, *named)
-    for module in (name.removeprefix("udaseg.") for name in loaded):
+    found = identity.code(step, *named(step))
+    assert len(loaded[step]) > 3
+    for module in (name.removeprefix("udaseg.") for name in loaded[step]):
         assert identity.is_free(module) or identity.file_of(module) in found, module
     assert any(name.endswith("errors.py") for name in found)
 

@@ -29,7 +29,7 @@ from udaseg.params import Size
 
 MakeModel = Callable[..., Path]
 PROGRAMS = ["model-64x32.pt2", "model-64x32.onnx", "model.pt2", "model.onnx"]
-# beside the tiny model's resnet10t with segformer: every head and kind of encoder, as small as they come
+# beside the tiny model's test_resnet with segformer: every head and kind of encoder, as small as they come
 NETWORKS: dict[str, dict[str, Any]] = {
     "mit": {"backbone": "pvt_v2_b0", "backbone_args": {"mlp_ratios": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}},
     "daformer": {"head": "daformer", "dilations": [6]},

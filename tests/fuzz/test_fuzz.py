@@ -41,9 +41,9 @@ def fuzz(*words: str) -> tuple[int, str, dict[str, dict[str, int]]]:
 def test_a_short_run_and_those_that_once_failed(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (HERE / "corpus.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} <= set(KINDS)
-    code, text, table = fuzz("--corpus", "--cases", "200")
+    code, text, table = fuzz("--corpus", "--cases", "110")
     assert code == 0, text
-    assert table["all"]["cases"] >= 200 + len(rows) and set(table) == {*KINDS, "all"}
+    assert table["all"]["cases"] >= 110 + len(rows) and set(table) == {*KINDS, "all"}
     assert all(
         table[kind]["accepted"] and table[kind]["refused"] for kind in ("params", "images", "archives", "models")
     ), text

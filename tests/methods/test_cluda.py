@@ -124,6 +124,7 @@ def detail_network(run: params.Run) -> WithDetail:
 
 
 def with_detail(project: Project, **block: Any) -> tuple[WithDetail, CludaTerm]:
+    project.set("benchmarks/streets/model/backbone", "resnet10t")
     run = run_of(with_cluda(project, **block), "cluda")
     student = detail_network(run)
     return student, CludaTerm(student, run)

@@ -38,6 +38,9 @@ def pipa_project(project: Project, method: str = "pipa", **changes: Any) -> Proj
         if block["pipa"][part]:
             block["pipa"][part] |= {k: v for k, v in (small | changes).items() if k in block["pipa"][part]}
     project.set("methods/pipa", block)
+    project.set(
+        "benchmarks/streets/model/backbone", "resnet10t"
+    )  # as sure of something before training as some tests want
     return from_scratch(project, steps=6, save_every=2)
 
 

@@ -95,9 +95,9 @@ def test_feature_distance_needs_imagenet_and_is_not_saved(project: Project) -> N
     import timm
     from safetensors.torch import save_file
 
-    save_file(timm.create_model("resnet10t").state_dict(), "resnet10t.safetensors")
+    save_file(timm.create_model("test_resnet").state_dict(), "test_resnet.safetensors")
     project.set("benchmarks/streets/init", {"default": "imagenet"})
-    project.set("benchmarks/streets/model/weights", "resnet10t.safetensors")
+    project.set("benchmarks/streets/model/weights", "test_resnet.safetensors")
     found = built(project, "self_training", SelfTrainingMethod)
     assert not any("frozen" in name for name in found.state_dict())
     b = batch()

@@ -125,10 +125,10 @@ def test_feature_distance_is_that_of_the_context(project: Project) -> None:
     import timm
     from safetensors.torch import save_file
 
-    save_file(timm.create_model("resnet10t").state_dict(), "resnet10t.safetensors")
+    save_file(timm.create_model("test_resnet").state_dict(), "test_resnet.safetensors")
     on_hrda(project)
     project.set("benchmarks/streets/init", {"default": "imagenet"})
-    project.set("benchmarks/streets/model/weights", "resnet10t.safetensors")
+    project.set("benchmarks/streets/model/weights", "test_resnet.safetensors")
     method = built(project, "self_training", SelfTrainingMethod)
     b = batch()
     b.label[:] = 13

@@ -20,12 +20,13 @@ import psutil
 import yaml
 
 import forked
-from udaseg.figures import NAMES as FIGURES
+from udaseg import figures
 
 ROOT = Path(__file__).parents[2]
 TRAINED = "results/streets/self_training/seed0"
 # jobs by rule: all of them, and what runs after a change of the selected method
 METHODS = ("source_only", "self_training", "pipa")
+FIGURES = ("iou_bars", "tsne")  # of one rule, and drawn in tests/figures: from scores, from features
 EVERYTHING = {"prepare": 1, "pretrain": 1, "train": 3, "evaluate": 3, "analyse": 3, "compare": 1, "select": 1}
 EVERYTHING |= {"figure": len(FIGURES), "report": 1}
 ONE_METHOD = {"train": 1, "evaluate": 1, "analyse": 1, "compare": 1, "figure": len(FIGURES), "report": 1, "select": 1}
@@ -175,13 +176,27 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def with_pipa(repository: Repository) -> None:
-    """One method with a term beside the two without: small heads, both losses from the first step. And a smaller encoder."""
-    repository.set("benchmarks/streets/model/backbone", "test_resnet")  # a thirteenth of the bytes to copy and hash
+    """One method with a term beside the two without: small heads, both losses from the first step."""
     term = yaml.safe_load((ROOT / "params.yaml").read_text())["methods"]["pipa"]["pipa"]
     term["pixel"] |= {"width": 16, "anchors": 64}
     term["patch"] |= {"width": 16, "start": 0.0}
     repository.set("methods/pipa", repository.params["methods"]["self_training"] | {"terms": ["pipa"], "pipa": term})
     repository.set("run/methods", list(METHODS))
+
+
+def with_two_figures(repository: Repository) -> None:
+    """Few of the figures, in all three places that name them."""
+    every = (repository / "dvc.yaml").read_text()
+    listed = f"name: [{', '.join(figures.NAMES)}]"
+    assert every.count(listed) == 1, "dvc.yaml draws other figures than udaseg.figures names"
+    (repository / "dvc.yaml").write_text(every.replace(listed, f"name: [{', '.join(FIGURES)}]"))
+    for path, line in (
+        ("figures/__init__.py", f"NAMES = {FIGURES}\n"),
+        ("report/report.py", f"FIGURES = {{name: FIGURES[name] for name in {FIGURES}}}\n"),
+    ):
+        with (repository / f"src/udaseg/{path}").open("a") as handle:
+            handle.write(line)
+    repository.commit("two figures")
 
 
 def checkout(folder: Path) -> Repository:

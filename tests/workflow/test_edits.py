@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from repository import METHODS, ROOT, TRAINED, Repository, stages_run
-
-from udaseg.figures import NAMES as FIGURES
+from repository import FIGURES, METHODS, ROOT, TRAINED, Repository, stages_run
 
 FIGURE_STAGES = {f"figure@streets-{name}" for name in FIGURES}
 

@@ -17,13 +17,14 @@ COMMANDS = {
     "snakemake": ("snakemake", "--cores", "2", MODEL),
     "dvc": ("dvc", "repro", "--single-item", "train@streets-self_training-0"),
 }
-STEPS = 150  # some ten seconds: longer than another command takes to begin
+STEPS = 50  # some seconds: it is stopped after the second of so many saves
+LONG = 400  # longer than another command takes to begin
 
 
-def longer(repository: Repository) -> None:
+def longer(repository: Repository, steps: int = STEPS) -> None:
     """A training that lasts long enough to be stopped, and needs nothing but the data."""
     repository.set("benchmarks/streets/init", {"default": "none"})
-    repository.set("benchmarks/streets/train/steps", STEPS)
+    repository.set("benchmarks/streets/train/steps", steps)
     repository.set("benchmarks/streets/train/log_every", 10)
     repository.udaseg("identity")  # for `dvc repro --single-item`, which runs no stage before its own
 
@@ -80,7 +81,7 @@ def test_i_12_stopped_training_goes_on(
     assert not (finished / f"{RESTART}/state.pt").exists()
     (log,) = (finished / "logs/train/streets/self_training").iterdir()  # all that was said, by both attempts
     assert re.search(
-        r"starts from random weights.*^--- again, .*going on from step.*^results/streets/self_training/seed0: 150 steps",
+        rf"starts from random weights.*^--- again, .*going on from step.*^results/streets/self_training/seed0: {STEPS} steps",
         log.read_text(),
         re.DOTALL | re.MULTILINE,
     )
@@ -98,7 +99,7 @@ def test_i_13_no_going_on_with_other_parameters(finished: Repository) -> None:
 
 
 def test_i_16_a_run_is_not_made_twice(finished: Repository) -> None:
-    longer(finished)
+    longer(finished, LONG)
     process = in_training(finished, "snakemake")
     text = finished.udaseg("stage", "train", MODEL, expect=1)
     assert "another run is at work here" in text
