@@ -284,7 +284,7 @@ def test_import_run(finished: Repository, tmp_path: Path) -> None:
     shutil.copytree(finished / TRAINED, tmp_path / "run")
     home = finished.udaseg("import-run", str(tmp_path / "run"), "--reference").strip()
     assert home == "results/reference/streets/self_training/seed0"
-    names = {"metrics.json", "run.json", "history.csv", "analysis.json"}
+    names = {"metrics.json", "run.json", "history.csv", "analysis.json", "images.csv"}
     assert {path.name for path in (finished / home).iterdir()} == names
     assert "results/reference/" in finished.git("status", "--porcelain")
 

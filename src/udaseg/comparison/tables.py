@@ -12,6 +12,7 @@ from udaseg.params import Params
 
 MARK = " †"  # of a row that a correction has superseded
 UNPAIRED = "Trained elsewhere and scored here, each file once: nothing pairs them with the seeds above."
+ROUNDING = 2.6  # largest difference of mIoU between two kinds of CPU, same seed: BCL on streets
 SYNTHETIC = ("streets", "gta5", "synthia")  # formats of rendered images
 
 
@@ -112,7 +113,10 @@ def heading(summary: dict[str, Any], p: Params, classes: int) -> list[str]:
 
 def footnotes(summary: dict[str, Any], notes: Sequence[str]) -> list[str]:
     if len(summary["seeds"]) == 1:
-        text = "One seed: no standard deviation and no interval."
+        text = (
+            f"One seed: no standard deviation and no interval. Rounding alone, as on another processor, has moved single runs by up to "
+            f"{ROUNDING} points (docs/evidence.md): smaller differences mean nothing."
+        )
     else:
         text = "mean ± sample standard deviation (number of seeds); intervals are 95 % of Student's t."
     if summary["reference"]:
