@@ -296,3 +296,15 @@ def test_images_stand_beside_seeds_where_they_are_kept(make_params: MakeParams) 
     methods = summary()["methods"]
     assert methods["oracle"]["images"]["mean"] == 10.0 and "images" not in methods["source_only"]
     assert "of images [95 %]" in text and "+10.00 [+10.00, +10.00]" in text and "paired bootstrap" in text
+
+    p = make_params()
+    found = compare.read_summary(p, "streets")
+    for path in FOLDER.rglob("images.csv"):  # a clone has what git keeps
+        path.unlink()
+    assert compare.read_summary(p, "streets") == found
+    for wrong in ({"mean": 10.0}, "much", {"mean": "10", "n": 2, "ci95": [1, 2]}, {"mean": 1.0, "n": 2, "ci95": [1]}):
+        forged = summary()
+        forged["methods"]["oracle"]["images"] = wrong
+        write_json(FOLDER / "summary.json", forged)
+        with pytest.raises(UserError, match="images"):
+            compare.read_summary(p, "streets")
