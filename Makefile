@@ -14,8 +14,8 @@ QUICK := tests/losses tests/methods/test_corrections.py tests/evaluation/test_co
 
 .PHONY: help demo test check quick plan-check gpu-check small fuzz rehearsal audit lock drill install clean
 help:
-	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 15 minutes on 2 cores)"
-	@echo "make test   style, types and tests (about 25 minutes on 2 cores)"
+	@echo "make demo   the default workflow on procedural scenes, in demo/ (about 12 minutes on 2 cores)"
+	@echo "make test   style, types and tests (about 16 minutes on 2 cores)"
 	@echo "make quick  formulas and parameters alone (under a minute): while you write"
 	@echo "make check  style and types alone"
 	@echo "make gpu-check PYTHON=python3  where there is a GPU: tests, bits and speed in 8 minutes; needs torch, torchvision, timm, pytest"
