@@ -207,8 +207,9 @@ def blocks(hint: Any) -> Iterator[type]:
     """Dataclasses below a type, each with the dataclasses of its fields."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         yield hint
-        for each in hints_of(hint).values():
-            yield from blocks(each)
+        for name, each in hints_of(hint).items():
+            if name != "origin":  # the parameters once more
+                yield from blocks(each)
     for each in typing.get_args(hint):
         yield from blocks(each)
 

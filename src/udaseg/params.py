@@ -337,6 +337,9 @@ class Params:
     raw: dict[str, Any] = field(repr=False, compare=False)  # the file as read
     known: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)  # found out before
     home: Path = Path("results")  # below it lie the runs
+    origin: Params | None = (
+        None  # where values of the command line took the place of some: the parameters as they stand in the file
+    )
 
     def resolve(self, benchmark: str, method: str, seed: int) -> Run:
         """Raises UserError for an unknown benchmark or method, or a start that the benchmark cannot give."""
@@ -409,7 +412,7 @@ class Run:
     def from_imagenet(self) -> bool:
         """Whether the student's weights descend from ImageNet weights, directly or through pretraining on the source."""
         if self.init == "source_only":
-            return self.params.resolve(self.benchmark_name, "source_only", self.seed).from_imagenet
+            return self.pretraining.from_imagenet
         return self.init == "imagenet"
 
     @property
@@ -420,6 +423,11 @@ class Run:
     def pretrained(self) -> Path:
         """The source-only model of this benchmark and seed: what `init: source_only` starts from."""
         return Path("results") / self.benchmark_name / "pretrained" / f"seed{self.seed}" / "model.safetensors"
+
+    @property
+    def pretraining(self) -> Run:
+        """The training that made `pretrained`: by the file's parameters, whatever the command line changed of this run."""
+        return (self.params.origin or self.params).resolve(self.benchmark_name, "source_only", self.seed)
 
     def command(self, step: str) -> str:
         """The command line of a step of this run, for messages."""
@@ -457,9 +465,7 @@ class Run:
             "init": self.init,
             "seed": self.seed,
             "threads": self.params.run.threads,
-            "pretraining": None
-            if self.init != "source_only"
-            else self.params.resolve(self.benchmark_name, "source_only", self.seed).resolved,
+            "pretraining": None if self.init != "source_only" else self.pretraining.resolved,
         }
 
     @property
@@ -577,10 +583,10 @@ def with_value(block: Any, keys: Sequence[str], value: Any, where: str) -> Any:
 def parse(raw: Any) -> Params:
     """Turn the parsed YAML into Params (see `load`)."""
     if not isinstance(raw, dict):
-        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-3])}")
+        raise UserError(f"params.yaml: found {type(raw).__name__}, expected keys {', '.join(keys_of(Params)[:-4])}")
     top = {key: raw[key] for key in raw if key != "methods"}
     hints = hints_of(Params)
-    known = [name for name in hints if name not in ("raw", "known", "home")]
+    known = [name for name in hints if name not in ("raw", "known", "home", "origin")]
     reject_unknown(raw, known, "params.yaml")
     for name in known:
         if name not in raw:

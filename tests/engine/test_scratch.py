@@ -10,7 +10,7 @@ import pytest
 
 from tiny_project import ROOT, Project
 from udaseg import cli, params
-from udaseg.artifacts import write_json
+from udaseg.artifacts import read_record, write_json
 from udaseg.engine import scratch
 from udaseg.errors import UserError
 
@@ -90,3 +90,22 @@ def test_a_scratch_run_is_trained_and_scored_beside_the_recorded_ones(
     assert dataclasses.replace(p.resolve("streets", "source_only", 0)).folder == Path(
         "results/streets/source_only/seed0"
     )
+
+
+def test_a_scratch_run_starts_from_the_source_only_model_of_the_file(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A change of the training block is one of the run, not of what it starts from: `--set benchmarks.streets.train.steps=100`."""
+    monkeypatch.chdir(project.folder)
+    assert cli.main(["pretrain", "--benchmark", "streets"]) == 0
+    start = Path("results/streets/pretrained/seed0/model.safetensors").read_bytes()
+    words = ["train", "--benchmark", "streets", "--method", "self_training", "--name", "short"]
+    assert cli.main([*words, "--set", "benchmarks.streets.train.steps=3"]) == 0
+    record = read_record(Path("scratch/short/streets/self_training/seed0/run.json"))
+    assert record["steps"] == 3 and record["init"] == "source_only"
+    assert Path("results/streets/pretrained/seed0/model.safetensors").read_bytes() == start
+    run = scratch.changed("params.yaml", ["benchmarks.streets.train.steps=3"], "short").resolve(
+        "streets", "self_training", 0
+    )
+    assert run.pretraining.hash == params.load().resolve("streets", "source_only", 0).hash
+    assert record["params_hash"] == run.hash != params.load().resolve("streets", "self_training", 0).hash

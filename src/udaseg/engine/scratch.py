@@ -42,7 +42,7 @@ def changed(path: str, changes: Sequence[str], name: str | None) -> Params:
         )[:100]
     if not NAME.fullmatch(name):
         raise UserError(f"--name: found {name!r}, expected letters, digits and . _ = , + - as in hot-sepico")
-    return dataclasses.replace(p, home=HOME / name, known={})
+    return dataclasses.replace(p, home=HOME / name, origin=params.load(path), known={})
 
 
 def check_free(run: Run) -> None:

@@ -233,7 +233,7 @@ def begin_from(student: Segmenter, run: Run) -> None:
     checked_hash(run.pretrained, run.command("pretrain"))
     state, header = load_model_file(run.pretrained)
     check_format(header, run.pretrained)
-    expected = run.params.resolve(run.benchmark_name, "source_only", run.seed).hash
+    expected = run.pretraining.hash
     if header.get("params_hash") != expected:
         raise UserError(
             f"{run.pretrained}: made with parameters {header.get('params_hash')}, expected {expected}; run `{run.command('pretrain')}` again"
