@@ -13,6 +13,8 @@ import pytest
 from udaseg import cli, params
 from udaseg.comparison import evidence
 from udaseg.comparison.evidence import MEASURES, Seen, correlations, rank_correlation, training, verdict
+from udaseg.figures import style
+from udaseg.figures.evidence import training as training_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,4 +98,9 @@ def test_everything_comes_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     for name in ("features", "training"):
         assert (home / f"evidence-{name}.png").stat().st_size > 10_000
     runs = evidence.runs_of(params.load(), "camvid_day2dusk")
+    with style.style():
+        figure = training_figure(runs)
+        figure.canvas.draw()
+    ticks = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
+    assert ticks and not any("$" in text for text in ticks)
     assert len(runs) == found["features"]["compactness"]["runs"] + sum(not run.measures for run in runs)

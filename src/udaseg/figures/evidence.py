@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from udaseg.comparison.evidence import Seen
 from udaseg.figures.style import (
@@ -90,6 +91,8 @@ def training(runs: Sequence[Seen]) -> Figure:
     for method in methods:
         over_steps(axes[2], [run for run in seen if run.method == method], "labels/sure_right", look[method])
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")  # the style reads no mathematics, in which a logarithmic axis writes
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].axhline(1, color=GREY, linewidth=0.6)
     axes[1].axhline(0, color=GREY, linewidth=0.6)
     for ax, title in zip(
@@ -113,6 +116,6 @@ def over_steps(ax: Axes, runs: Sequence[Seen], name: str, look: dict[str, Any]) 
         return
     steps = sorted(set.intersection(*(set(one) for one in several)))
     values = np.array([[one[step] for step in steps] for one in several])
-    ax.plot(steps, values.mean(0), **look)
+    ax.plot(steps, values.mean(0), marker="o", markersize=2, **look)
     if len(several) > 1:
         ax.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
