@@ -1,4 +1,4 @@
-"""Train methods on one, two and three CPU processes, the three killed on the way and started again; a script of test_on_ranks.py.
+"""Train methods on one, two and three CPU processes, those of several killed on the way and started again; a script of test_on_ranks.py.
 
 Processes are forked from one that has imported everything and computed nothing.
 """
@@ -61,7 +61,7 @@ def on_ranks(method: str, ranks: int, kill: bool) -> list[int]:
 for name in sys.argv[1:]:
     folder = Path("results/streets", name, "seed0")
     for number in (1, 2, 3):
-        if number == 3:
+        if number > 1:
             ends = on_ranks(name, number, kill=True)
             assert signal.SIGKILL in ends, ends
             assert (Path("results/.restart/streets", name, "seed0") / "state.pt").exists(), "nothing to go on from"

@@ -1,4 +1,4 @@
-"""Every method on two and three processes, the three killed and gone on with, has the losses of one process that nobody disturbed."""
+"""Every method on two and three processes, killed and gone on with, has the losses of one process that nobody disturbed."""
 
 from __future__ import annotations
 
