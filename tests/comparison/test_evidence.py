@@ -68,7 +68,9 @@ def test_training_is_told_of_its_second_half_and_over_seeds() -> None:
     assert "| pipa   | pipa_patch |" in text and "3.000" in text and "-0.300" in text
 
 
-def test_everything_comes_from_the_committed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_comes_from_the_committed_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Numbers, table and pictures of a benchmark; a look that is written into a history is found in both."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "results/reference/camvid_day2dusk", tmp_path / "results/reference/camvid_day2dusk")
@@ -89,6 +91,9 @@ def test_everything_comes_from_the_committed_runs(tmp_path: Path, monkeypatch: p
         writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    record = json.loads((history.parent / "run.json").read_text())
+    if record.pop("history_hash", None):
+        (history.parent / "run.json").write_text(json.dumps(record))
     assert cli.main(["compare", "--benchmark", "camvid_day2dusk", "--reference"]) == 0
     found = json.loads((home / "evidence.json").read_text())
     assert found["training"]["cluda"]["gradient/cluda_source"] == 0.5
@@ -104,3 +109,8 @@ def test_everything_comes_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     ticks = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
     assert ticks and not any("$" in text for text in ticks)
     assert len(runs) == found["features"]["compactness"]["runs"] + sum(not run.measures for run in runs)
+
+    history.write_text(history.read_text().replace("0.5", "half", 1))
+    capsys.readouterr()
+    assert cli.main(["compare", "--benchmark", "camvid_day2dusk", "--reference"]) == 2
+    assert "history.csv" in capsys.readouterr().err

@@ -6,7 +6,6 @@ without an interval: correlations are resampled by method, since runs of one met
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from udaseg import results
 from udaseg.artifacts import write_json, write_text
 from udaseg.comparison import compare, tables
+from udaseg.engine.history import only_looks
 from udaseg.params import Params, Run
 
 MEASURES = {  # of analysis.json, and what the papers expect of the score when it grows
@@ -70,12 +70,14 @@ def runs_of(p: Params, benchmark: str) -> list[Seen]:
 
 def seen(run: Run, folder: Path) -> Seen:
     measured = results.analysis(run, folder) if (folder / "analysis.json").exists() else {}
-    looks: dict[str, list[tuple[int, float]]] = {}
-    with (folder / "history.csv").open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            for name, text in row.items():
-                if "/" in name and text:
-                    looks.setdefault(name, []).append((int(row["step"]), float(text)))
+    history = results.history(run, folder)
+    looks = {
+        name: [
+            (int(step), float(value)) for step, value in zip(history["step"], column, strict=True) if np.isfinite(value)
+        ]
+        for name, column in history.items()
+        if only_looks(name)
+    }
     values = {key: float(measured[key]) for key in MEASURES if isinstance(measured.get(key), int | float)}
     return Seen(run.method_name, run.seed, results.metrics(run, folder)["miou"], values, looks)
 
